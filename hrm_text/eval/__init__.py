@@ -1,0 +1,1 @@
+"""Evaluation: questions with known answers, put to anything that speaks the Engine protocol."""

@@ -1,0 +1,1 @@
+"""Training: one loop, its optimiser, schedules, checkpoints and hooks."""

@@ -1,0 +1,112 @@
+"""The settings of a training run: one YAML file, every key known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hrm_text.model.config import ModelConfig
+from hrm_text.settings import settings
+from hrm_text.train.schedule import CreditAssignment, LearningRate
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@settings
+class DataConfig:
+    """Where the batches come from and how large they are."""
+
+    sampled: Path
+    """Sampled folder (hrm-text data sample): its epochs are the run."""
+    tokens_per_batch: Count
+    """Token budget of one micro-batch: what one forward pass takes."""
+    micro_batches: Count = 1
+    """Micro-batches of one optimizer step; their gradients are added."""
+    epochs: Count | None = None
+    """Epochs to train on; null is all that were sampled."""
+    supervise: Literal["response", "all"] = "response"
+    """response: loss on the response alone. all: on every token."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Threads that assemble batches ahead."""
+
+
+@settings
+class OptimizerConfig:
+    """Adam-atan2 and the average of its weights."""
+
+    lr: LearningRate
+    """Learning rate over the run."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on all parameters."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the averaged weights, which are evaluated and released."""
+
+
+@settings
+class ValidationConfig:
+    """Loss and accuracy on records that were not trained on."""
+
+    sampled: Path | None = None
+    """Sampled folder of held-out records; null is no validation."""
+    every_steps: Count = 500
+    """Validate after every so many steps, and after the last."""
+
+
+@settings
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_steps: Count = 1000
+    """Save after every so many steps, after the last, and when interrupted."""
+    keep_last: Count = 3
+    """How many checkpoints stay."""
+
+
+@settings
+class LoggingConfig:
+    """What is recorded beside metrics.jsonl, which always is."""
+
+    tensorboard: bool = True
+    """Write event files to RUN/tensorboard."""
+    wandb_project: str | None = None
+    """Send the metrics to this Weights & Biases project (extra: wandb)."""
+
+
+@settings
+class TrainConfig:
+    """A training run."""
+
+    run: Path
+    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, tensorboard/."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Draws the initial weights; the order of the data was drawn when it was sampled."""
+    model: ModelConfig
+    """Architecture and sizes; the vocabulary and the context come from the data."""
+    data: DataConfig
+    """Batches."""
+    optimizer: OptimizerConfig
+    """Learning."""
+    credit: CreditAssignment = Field(default_factory=CreditAssignment)
+    """Warm-up of K, for the architecture that has one (hrm); the model's bp_steps is where it ends."""
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    """Held-out records."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """Saving."""
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """Recording."""
+    max_steps: Count | None = None
+    """End the run, and its schedules, after so many steps; null is the end of the data."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, then MPS, then the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass; auto: bfloat16 on CUDA, float32 elsewhere. Master weights are always fp32."""
+    attention: Literal["auto", "plain", "grouped", "flex"] = "auto"
+    """How attention is computed; auto: flex on CUDA, grouped elsewhere."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile each block with torch.compile; auto: on CUDA."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest good checkpoint in RUN. never: an error if there is one."""
