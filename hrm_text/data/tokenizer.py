@@ -124,11 +124,11 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
 
     with whole_folder(out) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(folder / "tokenizer_config.json", _transformers_config())
+        write_json(folder / "tokenizer_config.json", transformers_config())
     return out
 
 
-def _transformers_config() -> dict[str, Any]:
+def transformers_config() -> dict[str, Any]:
     """What Transformers' AutoTokenizer reads beside tokenizer.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

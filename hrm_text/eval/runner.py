@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hrm_text.contracts import Engine, UserError
 from hrm_text.eval.metrics import exact_match, wilson_interval
+
+LENGTH_STEP = 32
+"""Tasks whose longest responses are the same number of these are asked together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,8 @@ def evaluate(
 ) -> Evaluation:
     """Ask every question greedily and score the answers.
 
-    Questions that share a condition and a length of response go to the engine together, whatever their task.
+    Questions that share a condition and about the same length of response go to the engine together, whatever their
+    task.
 
     Args:
         engine: what answers.
@@ -106,7 +111,9 @@ def evaluate(
     items = [(task, item) for task in tasks for item in task.items]
     groups: dict[tuple[str, int], list[int]] = {}
     for number, (task, item) in enumerate(items):
-        groups.setdefault((item.condition, task.max_new_tokens), []).append(number)
+        # Rounded up, so that tasks share batches: a few tokens more than needed change no right answer.
+        length = math.ceil(task.max_new_tokens / LENGTH_STEP) * LENGTH_STEP
+        groups.setdefault((item.condition, length), []).append(number)
 
     responses: dict[int, str] = {}
     for (condition, max_new_tokens), numbers in groups.items():

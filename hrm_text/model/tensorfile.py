@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hrm_text.contracts import UserError
@@ -33,10 +33,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     path.chmod(mode)  # the library replaces the file by one that its owner alone may read
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, on the CPU; a missing or damaged file is a UserError that names it."""
+def load_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with ``prefix``, on the CPU; the others are not read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
-        return safetensors.torch.load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
+            return {name: file.get_tensor(name) for name in names}
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except SafetensorError as error:

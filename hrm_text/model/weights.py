@@ -21,6 +21,7 @@ from hrm_text.model.config import RECURRENCE, ModelConfig
 from hrm_text.model.plan import plan
 from hrm_text.model.recurrence import RecurrentLM
 from hrm_text.model.tensorfile import load_tensors, save_tensors
+from hrm_text.settings import from_mapping
 
 MODEL_TYPE = "hrm_text"
 FAMILY_MODEL_TYPE = "hrm_text_family"
@@ -35,9 +36,14 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def is_transformers_model(config: ModelConfig) -> bool:
+    """Whether Transformers' ``hrm_text`` is this model: HRM with MagicNorm (and a width its configuration accepts)."""
+    return config.architecture == "hrm" and config.norm == "magic" and config.hidden_size % config.num_heads == 0
+
+
 def config_to_json(config: ModelConfig, dtype: torch.dtype, special_ids: Mapping[str, int]) -> dict[str, Any]:
     """The content of config.json. ``special_ids`` has bos_token_id, eos_token_id and pad_token_id."""
-    is_hrm = config.architecture == "hrm" and config.norm == "magic"
+    is_hrm = is_transformers_model(config)
     values: dict[str, Any] = {
         "model_type": MODEL_TYPE if is_hrm else FAMILY_MODEL_TYPE,
         "architectures": ["HrmTextForCausalLM"] if is_hrm else ["RecurrentLM"],
@@ -76,55 +82,62 @@ def graded_fast_calls(config: ModelConfig) -> list[int]:
     return [sum(s.grad for s in steps[start : start + config.L_cycles]) for start in range(0, len(steps), cycle)]
 
 
-def config_from_json(values: Mapping[str, Any], where: Path) -> ModelConfig:
+def config_from_json(values: Any, where: Path) -> ModelConfig:
     """The model that a config.json describes, ours or one that Transformers wrote; ``where`` names it in errors."""
-    kind = values.get("model_type")
+    kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in (MODEL_TYPE, FAMILY_MODEL_TYPE):
         raise UserError(f"{where}: model_type is {kind!r}, expected {MODEL_TYPE!r}; this is not an hrm_text folder")
+    unsupported = [key for key in ("attention_bias", "mlp_bias", "tie_word_embeddings") if values.get(key)]
+    if unsupported or values.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{where}: {', '.join(unsupported) or 'hidden_act'} is set; HRM-Text models have none of it")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"{where}: rope_type {rope['rope_type']!r} is not supported, expected 'default'")
+    architecture = values.get("architecture", "hrm")
+    if architecture not in RECURRENCE:
+        raise UserError(f"{where}: unknown architecture {architecture!r}; known are {', '.join(RECURRENCE)}")
     try:
         width, heads = values["hidden_size"], values["num_attention_heads"]
-        architecture = values.get("architecture", "hrm")
-        if architecture not in RECURRENCE:
-            raise UserError(f"{where}: unknown architecture {architecture!r}; known are {', '.join(RECURRENCE)}")
-        if kind == MODEL_TYPE:
-            per_cycle = values.get("L_bp_cycles") or [2]
-            h_cycles, l_cycles = values.get("H_cycles", 2), values.get("L_cycles", 3)
-            graded = [min(count, l_cycles) for count in ([1] * h_cycles + list(per_cycle))[-h_cycles:]]
-            recurrence = {"H_cycles": h_cycles, "L_cycles": l_cycles, "bp_steps": h_cycles + max(1, sum(graded))}
-        else:
-            recurrence = {name: values[name] for name in RECURRENCE[architecture]}
-        stacks = 2 if architecture in ("hrm", "rins", "trm_match_recurrence") else 1
         # As in Transformers: without num_layers_per_stack, num_hidden_layers is the layers of one stack.
         per_stack = values.get("num_layers_per_stack") or values["num_hidden_layers"]
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise UserError(f"{where}: rope_type {rope['rope_type']!r} is not supported, expected 'default'")
         scale = values.get("embedding_scale") or 1 / values["initializer_range"]
         lecun = math.isclose(scale, math.sqrt(width), rel_tol=1e-6)
-        unsupported = [key for key in ("attention_bias", "mlp_bias", "tie_word_embeddings") if values.get(key)]
-        if unsupported or values.get("hidden_act", "silu") != "silu":
-            raise UserError(
-                f"{where}: {', '.join(unsupported) or 'hidden_act'} is set; HRM-Text models have none of it"
-            )
-        return ModelConfig(
-            architecture=architecture,
-            vocab_size=values["vocab_size"],
-            max_position_embeddings=values["max_position_embeddings"],
-            hidden_size=width,
-            num_layers=per_stack * stacks,
-            num_heads=heads,
-            head_dim=values.get("head_dim") or width // heads,
-            norm=values.get("norm", "magic"),
-            norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
-            init="lecun" if lecun else "normal",
-            init_std=0.02 if lecun else 1 / scale,
-            prefix_lm=values.get("prefix_lm", True),
-            **recurrence,
+        settings = {
+            "architecture": architecture,
+            "vocab_size": values["vocab_size"],
+            "max_position_embeddings": values["max_position_embeddings"],
+            "hidden_size": width,
+            "num_layers": per_stack * (2 if architecture in ("hrm", "rins", "trm_match_recurrence") else 1),
+            "num_heads": heads,
+            "head_dim": values.get("head_dim") or width // heads,
+            "norm": values.get("norm", "magic"),
+            "norm_eps": values.get("rms_norm_eps", 1e-6),
+            "rope_theta": rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
+            "init": "lecun" if lecun else "normal",
+            "init_std": 0.02 if lecun else 1 / scale,
+            "prefix_lm": values.get("prefix_lm", True),
             **inner_width(values["intermediate_size"], width),
-        )
+        }
+        if kind == MODEL_TYPE:
+            settings |= recurrence_from_json(values)
+        else:
+            settings |= {name: values[name] for name in RECURRENCE[architecture]}
     except KeyError as error:
         raise UserError(f"{where}: key {error} is missing") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{where}: a value is not what it should be ({error})") from None
+    return from_mapping(ModelConfig, settings, str(where))
+
+
+def recurrence_from_json(values: Mapping[str, Any]) -> dict[str, int]:
+    """Cycles and K of Transformers' configuration: there every H call carries gradient, and L_bp_cycles lists how many
+    L calls of each H cycle do, with 1 in the places before a list that is too short.
+    """
+    h_cycles, l_cycles = values.get("H_cycles", 2), values.get("L_cycles", 3)
+    listed = list(values.get("L_bp_cycles") or [2])
+    per_cycle = ([1] * (h_cycles - len(listed)) + listed)[:h_cycles]
+    graded = sum(min(count, l_cycles) for count in per_cycle)
+    return {"H_cycles": h_cycles, "L_cycles": l_cycles, "bp_steps": h_cycles + max(1, graded)}
 
 
 def inner_width(intermediate_size: int, hidden_size: int) -> dict[str, Any]:
@@ -193,12 +206,14 @@ def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tu
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, or of the shards that model.safetensors.index.json lists."""
     index = folder / "model.safetensors.index.json"
-    files = [folder / "model.safetensors"]
-    if index.exists():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    if not index.exists():
+        return load_tensors(folder / "model.safetensors")
+    shards = read_json(index)
+    if not isinstance(shards, dict) or not isinstance(shards.get("weight_map"), dict):
+        raise UserError(f"{index}: expected the key weight_map with the file of each tensor; copy the folder again")
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= load_tensors(file)
+    for name in sorted(set(shards["weight_map"].values())):
+        tensors |= load_tensors(folder / name)
     return tensors
 
 

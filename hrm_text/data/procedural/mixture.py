@@ -14,25 +14,20 @@ from hrm_text.data.procedural.rendering import render
 from hrm_text.data.procedural.split import is_held_out
 
 CPU_WEIGHTS: Mapping[str, float] = {
-    "add": 14,
+    "add": 12,
     "sub": 14,
-    "sudoku4": 16,
-    "compare": 8,
-    "reverse": 6,
+    "next": 10,
+    "compare": 7,
+    "sudoku4": 12,
+    "reverse": 7,
     "vowels": 6,
-    "next": 6,
-    "upper": 5,
-    "strip_vowels": 4,
+    "repeat": 5,
+    "swap": 5,
+    "upper": 4,
     "ends": 4,
     "max": 4,
     "sort": 4,
-    "count_letter": 4,
-    "repeat": 4,
     "parity": 3,
-    "contains": 3,
-    "swap": 3,
-    "roman": 3,
-    "clock": 3,
 }
 """Relative frequency of each task in the mixture of the CPU quickstart."""
 

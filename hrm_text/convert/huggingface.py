@@ -1,0 +1,236 @@
+"""From a training checkpoint to a weights folder: here, once, the averaged weights are chosen over the raw ones."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_text.contracts import UserError
+from hrm_text.convert.card import Card, Rows, Score, render
+from hrm_text.data.tokenizer import (
+    BOQ,
+    EOA,
+    PADDING,
+    load_tokenizer,
+    tokenizer_file,
+    tokenizer_info,
+    transformers_config,
+)
+from hrm_text.files import read_json, whole_folder, write_json
+from hrm_text.model.checkpoint_files import latest_good, read_manifest, step_folders, verified_manifest
+from hrm_text.model.config import ModelConfig
+from hrm_text.model.tensorfile import load_tensors
+from hrm_text.model.weights import check_shapes, empty, parse_dtype, write_weights
+from hrm_text.settings import from_mapping, read_yaml
+
+FOLDER_FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+"""What a weights folder of ours holds; one with anything else in it is never replaced."""
+
+RELEASED_SPECIAL_IDS = {"bos_token_id": 6, "eos_token_id": 11, "pad_token_id": 5}
+"""Of the released tokenizer, for a folder that is written without one."""
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    raw: bool = False,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    name: str | None = None,
+    license: str | None = "apache-2.0",
+    about_data: str = "",
+    scores: Sequence[Score] = (),
+    scored_on: str = "held-out questions",
+    warn: Callable[[str], Any] = warnings.warn,
+) -> Path:
+    """Write the weights folder of a training checkpoint; returns ``out``.
+
+    Args:
+        checkpoint: a checkpoint, or the folder of a run: then its newest good checkpoint.
+        out: replaced if it is a weights folder already, refused if it holds anything else.
+        raw: the weights of the last step in the place of their moving average, which is what is meant to be released.
+        dtype: of the stored weights; None is the one the run computed in.
+        tokenizer: folder, in case the one that the run was trained with has moved.
+        name: title of the card; None is the name of ``out``.
+        license, about_data, scores, scored_on: facts for the card that a checkpoint does not hold.
+        warn: is told of damaged checkpoints that were passed over.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or of another model than its config says; the tokenizer is not
+            the run's; ``out`` may not be replaced.
+    """
+    folder = find_checkpoint(checkpoint, warn)
+    manifest = read_manifest(folder)
+    state, settings = read_json(folder / "state.json"), read_yaml(folder / "config.yaml")
+    config = from_mapping(ModelConfig, settings.get("model"), f"{folder / 'config.yaml'}: model")
+    element = parse_dtype(dtype or settings.get("dtype", "float32"))
+    tensors = checkpoint_tensors(folder, raw=raw)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, folder)
+    tokenizer = run_tokenizer(state["tokenizer_info"], tokenizer, config)
+    decay = settings.get("optimizer", {}).get("ema_decay")
+    step, total = state["step"], state["total_steps"]
+    card = Card(
+        name=name or out.resolve().name,
+        config=config,
+        dtype=str(element).removeprefix("torch."),
+        weights="raw weights of the last step" if raw else f"moving average of the weights, decay {decay}",
+        origin=f"Trained from scratch by hrm-text for {step:,} of {total:,} steps.",
+        license=license,
+        about_data=about_data,
+        data=data_rows(state, settings),
+        training=training_rows(state, settings, manifest["versions"]),
+        scores=scores,
+        scored_on=scored_on,
+    )
+    return write_folder(out, config, tensors, element, tokenizer, card)
+
+
+def find_checkpoint(path: Path, warn: Callable[[str], Any]) -> Path:
+    """The checkpoint that a path means: itself, or the newest good one of a run or of a folder of checkpoints.
+
+    Every file of it has been compared with its checksum.
+    """
+    if (path / "manifest.json").is_file():
+        verified_manifest(path)
+        return path
+    for root in (path / "checkpoints", path):
+        if step_folders(root):
+            found = latest_good(root, warn)
+            assert found is not None
+            return found
+    what = "is not there" if not path.exists() else "holds no checkpoint"
+    raise UserError(
+        f"{path}: {what}; expected the folder of a training run, or one of its checkpoints "
+        "(RUN/checkpoints/step_00001200)"
+    )
+
+
+def checkpoint_tensors(folder: Path, *, raw: bool) -> dict[str, Tensor]:
+    """The averaged or raw weights of a checkpoint in the best precision there is, with the frozen initial state."""
+    tensors = load_tensors(folder / "weights.safetensors")
+    group = "master/" if raw else "ema/"
+    better = load_tensors(folder / "optimizer.safetensors", prefix=group)
+    if not raw and not better:
+        raise UserError(f"{folder}: holds no averaged weights; --raw exports the weights of the last step")
+    return tensors | {name.removeprefix(group): tensor for name, tensor in better.items()}
+
+
+def run_tokenizer(info: Mapping[str, Any], given: Path | None, config: ModelConfig) -> Path:
+    """The folder of the tokenizer a run was trained with, after checking that it is that one."""
+    folder = given or Path(info["tokenizer_path"])
+    if not tokenizer_file(folder).is_file():
+        raise UserError(f"{folder}: the run's tokenizer is not there; name its folder with --tokenizer")
+    found = tokenizer_info(folder)
+    differences = [
+        f"{key} is {found[key]!r}, in the run {info[key]!r}"
+        for key in ("vocab_size", "boq", "eoq", "eoa")
+        if found[key] != info[key]
+    ]
+    for tag, token in info["condition_mapping"].items():
+        if found["condition_mapping"].get(tag) != token:
+            differences.append(f"tag {tag!r} is {found['condition_mapping'].get(tag)!r}, in the run {token!r}")
+    if differences:
+        raise UserError(f"{folder}: not the tokenizer that the run was trained with: {'; '.join(differences)}")
+    check_vocabulary(found["vocab_size"], config, folder)
+    return folder
+
+
+def check_vocabulary(vocab_size: int, config: ModelConfig, tokenizer: Path) -> None:
+    """A tokenizer with ids that the embedding does not have is an error."""
+    if vocab_size > config.vocab_size:
+        raise UserError(
+            f"{tokenizer}: {vocab_size:,} entries, but the model has {config.vocab_size:,}; "
+            "give the tokenizer that the model was trained with"
+        )
+
+
+def write_folder(
+    out: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    tokenizer: Path | None,
+    card: Card,
+) -> Path:
+    """Write a weights folder, whole or not at all; returns it. A folder with anything else in it is refused."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
+    if others := sorted(names - FOLDER_FILES):
+        raise UserError(f"{out}: holds {others[0]}, which would be lost; choose another folder for the weights")
+    with whole_folder(out) as beside:
+        write_weights(beside, config, tensors, dtype, special_ids(tokenizer))
+        if tokenizer is not None:
+            file = tokenizer_file(tokenizer)
+            shutil.copyfile(file, beside / "tokenizer.json")
+            if (settings := file.with_name("tokenizer_config.json")).is_file():
+                shutil.copyfile(settings, beside / "tokenizer_config.json")
+            else:
+                write_json(beside / "tokenizer_config.json", transformers_config())
+        (beside / "README.md").write_text(render(card), encoding="utf-8")
+    return out
+
+
+def special_ids(tokenizer: Path | None) -> dict[str, int]:
+    """The ids at which generation begins, ends and pads."""
+    if tokenizer is None:
+        return RELEASED_SPECIAL_IDS
+    loaded = load_tokenizer(tokenizer)
+    ids = {}
+    for role, token in (("bos", BOQ), ("eos", EOA), ("pad", PADDING)):
+        index = loaded.token_to_id(token)
+        if index is None:
+            raise UserError(f"{tokenizer}: the tokenizer lacks {token}, the {role} token")
+        ids[f"{role}_token_id"] = index
+    return ids
+
+
+def data_rows(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Rows:
+    """What a checkpoint says of its data, for the card."""
+    rows: dict[str, Any] = {"Tokens seen": state["tokens_seen"]}
+    for key, value in (state.get("data") or {}).items():
+        rows[key.replace("_", " ").capitalize()] = value
+    data = settings.get("data", {})
+    loss = {"response": "responses alone", "all": "all tokens"}
+    if data.get("supervise") in loss:
+        rows["Loss on"] = loss[data["supervise"]]
+    return rows
+
+
+def training_rows(state: Mapping[str, Any], settings: Mapping[str, Any], versions: Mapping[str, str]) -> Rows:
+    """What a checkpoint says of its training, for the card; a setting that it does not hold is left out."""
+    rows: dict[str, Any] = {"Steps": f"{state['step']:,} of {state['total_steps']:,}"}
+    if state.get("skipped"):
+        rows["Skipped steps (not finite)"] = state["skipped"]
+    data, optimizer, credit = (settings.get(key) or {} for key in ("data", "optimizer", "credit"))
+    if "tokens_per_batch" in data:
+        rows["Batch, tokens at most"] = data["tokens_per_batch"] * data.get("micro_batches", 1)
+    if optimizer:
+        betas = " and ".join(f"{beta:g}" for beta in optimizer.get("betas", ()))
+        rows["Optimizer"] = f"Adam-atan2, betas {betas}, weight decay {optimizer.get('weight_decay')}"
+        rows["Moving average of the weights"] = f"decay {optimizer.get('ema_decay')}"
+    if lr := optimizer.get("lr"):
+        after = f"cosine to {lr.get('floor')} of the peak" if lr.get("decay") == "cosine" else "constant"
+        rows["Learning rate"] = f"{lr.get('peak'):g} after {lr.get('warmup_steps'):,} steps of warm-up, then {after}"
+    model = settings["model"]
+    graded = f"{model['bp_steps']}"
+    if model["architecture"] == "hrm" and credit.get("warmup_ratio"):
+        graded = f"{credit['k_min']} to {graded}, over the first {100 * credit['warmup_ratio']:g} % of the steps"
+    rows["Module calls with gradient (K)"] = graded
+    rows["Initialisation"] = f"{model['init']}, seed {settings.get('seed')}"
+    rows["Computed in"] = f"{settings.get('dtype')}, master weights in float32"
+    rows["Versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return rows

@@ -1,0 +1,1 @@
+"""Recipes: whole workflows. The only place, with the command line, that wires rooms together."""

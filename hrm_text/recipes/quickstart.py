@@ -1,0 +1,483 @@
+"""The quickstart: from nothing to a trained, evaluated, answering and exported HRM-Text model, with a report.
+
+Every stage leaves files and is found again: interrupted anywhere and started again, the run continues from the last
+finished piece of work and ends with the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import rich.console
+import torch
+
+from hrm_text import __version__
+from hrm_text.contracts import UserError
+from hrm_text.convert.huggingface import export
+from hrm_text.data.procedural import CPU_WEIGHTS, generate
+from hrm_text.data.prompt import PromptFormat
+from hrm_text.data.records import BadRecords, find_record_files, read_texts, write_jsonl
+from hrm_text.data.sample import SampleSummary, sample_epochs
+from hrm_text.data.sources import build_gpu_mixture
+from hrm_text.data.sources.registry import SOURCES
+from hrm_text.data.tokenize import TokenizeSummary, tokenize_files
+from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokenizer
+from hrm_text.eval.runner import EvalTask, Evaluation, evaluate
+from hrm_text.eval.tasks import load_tasks
+from hrm_text.files import read_json, write_json
+from hrm_text.infer.engine import TextModel, load
+from hrm_text.model.attention import Spans
+from hrm_text.model.kernels import packed_attention
+from hrm_text.model.plan import Step, call_names, plan
+from hrm_text.model.recurrence import RecurrentLM, build
+from hrm_text.recipes.display import Display
+from hrm_text.recipes.presets import QuickstartPreset, find_preset
+from hrm_text.recipes.report import Run, headline, write_report
+from hrm_text.recipes.stages import Progress, Stage
+from hrm_text.settings import from_mapping, to_mapping
+from hrm_text.train.config import TrainConfig
+from hrm_text.train.hooks import Hook, JsonlMetrics, TensorBoard
+from hrm_text.train.loop import Trainer, plain, resolved
+from hrm_text.train.metrics import device_memory_bytes
+
+STEP_BY_STEP = "cot"
+SAMPLES_SHOWN = 2
+"""Answers of each task that the report shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where everything lies in the output folder."""
+
+    out: Path
+
+    @property
+    def records(self) -> Path:
+        """train/ and held_out/: a JSONL file per stratum."""
+        return self.out / "records"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.out / "tokenizer"
+
+    def store(self, split: str) -> Path:
+        """Tokens of a split."""
+        return self.out / "store" / split
+
+    def sampled(self, split: str) -> Path:
+        """Epochs of a split: what training reads."""
+        return self.out / "sampled" / split
+
+    @property
+    def run(self) -> Path:
+        """Checkpoints and metrics."""
+        return self.out / "train"
+
+    @property
+    def weights(self) -> Path:
+        return self.out / "weights"
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
+
+    def result(self, name: str) -> Path:
+        """What a stage found out, as JSON."""
+        return self.out / "results" / f"{name}.json"
+
+
+class Quickstart:
+    """One run of the quickstart in one folder."""
+
+    def __init__(self, preset: QuickstartPreset, out: Path, seed: int = 0) -> None:
+        self.preset, self.seed = preset, seed
+        self.paths = Paths(out)
+        if preset.data == "mixture":
+            missing = [f"{s.name}: {s.needs.how}" for s in SOURCES.values() if s.needs and not s.is_available]
+            if missing and not (self.paths.records / "reports").exists():
+                raise UserError(
+                    f"preset {preset.name!r} draws on sources that are not installed:\n  " + "\n  ".join(missing)
+                )
+        self.progress = Progress(out, {"seed": seed, "preset": to_mapping(preset), "hrm-text": __version__})
+
+    def run(self, display: Display) -> Run:
+        """Do every stage that is not finished; the result is what the report shows."""
+        with display.shown():
+            self.progress.run(
+                [
+                    Stage("records", self.make_records),
+                    Stage("tokenizer", self.make_tokenizer),
+                    Stage("tokenise", self.tokenise),
+                    Stage("sample", self.sample),
+                    Stage("test before", self.evaluate_untrained),
+                    Stage("train", self.train),
+                    Stage("export", self.export),
+                    Stage("test after", self.evaluate_trained),
+                    Stage("report", self.report),
+                ],
+                display,
+            )
+        run: Run = read_json(self.paths.result("run"))
+        return run
+
+    # -------------------------------------------------------------------------------------------------------- stages --
+
+    def make_records(self, display: Display) -> str:
+        """Draw the training and the held-out records: one file per task or source."""
+        preset, out = self.preset, self.paths.records
+        if preset.data == "mixture":
+            workers = os.cpu_count() or 1
+            reports = build_gpu_mixture(
+                out,
+                self.seed,
+                scale=preset.scale,
+                workers=workers,
+                on_progress=lambda report, done, total: display.progress(done, total, f"{done}/{total} files"),
+            )
+            examples = sum(report.examples for report in reports)
+            return f"{examples:,} examples of {len(reports)} files, {sum(r.held_out for r in reports):,} held out"
+        total_weight = sum(CPU_WEIGHTS.values())
+        for split, examples in (("train", preset.examples), ("held_out", preset.held_out_examples)):
+            for number, (task, weight) in enumerate(CPU_WEIGHTS.items()):
+                share = round(examples * weight / total_weight)
+                path = out / split / f"{task}.jsonl"
+                write_jsonl(path, generate({task: 1}, share, self.seed, "train" if split == "train" else "held_out"))
+                display.progress(number + 1, len(CPU_WEIGHTS), f"{split}: {task}")
+        return f"{preset.examples:,} examples of {len(CPU_WEIGHTS)} tasks, {preset.held_out_examples:,} held out"
+
+    def make_tokenizer(self, display: Display) -> str:
+        """Train the tokenizer on the training records."""
+        files = find_record_files([self.paths.records / "train"])
+        texts = read_texts(files, BadRecords(strict=True))
+        train_tokenizer(texts, self.preset.vocab_size, self.paths.tokenizer)
+        found = tokenizer_info(self.paths.tokenizer)["vocab_size"]
+        return f"byte-level BPE, {found:,} entries"
+
+    def tokenise(self, display: Display) -> str:
+        """Turn records into token ids."""
+        summary: TokenizeSummary | None = None
+        for split in ("held_out", "train"):
+            summary = tokenize_files(
+                [self.paths.records / split],
+                self.paths.tokenizer,
+                self.paths.store(split),
+                strict=True,
+                on_progress=lambda done, total: display.progress(
+                    done, total, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+                ),
+            )
+        assert summary is not None
+        return f"{summary.tokens:,} tokens, {summary.tokens / summary.records:.1f} a record"
+
+    def sample(self, display: Display) -> str:
+        """Draw the epochs."""
+        summary: SampleSummary | None = None
+        for split, epochs in (("held_out", 1), ("train", self.preset.epochs)):
+            store, sampled = self.paths.store(split), self.paths.sampled(split)
+            summary = sample_epochs(store, sampled, [], epochs, self.seed, self.preset.max_seq_len)
+        assert summary is not None
+        return f"{sum(summary.tokens_per_epoch):,} tokens in {self.preset.epochs} epoch(s)"
+
+    def evaluate_untrained(self, display: Display) -> str:
+        """Ask the untrained model, so that the report can say what training changed."""
+        config = resolved(self.train_config)
+        module = build(config.model, seed=config.seed, device=config.device, dtype=compute_dtype(config))
+        info = tokenizer_info(self.paths.tokenizer)
+        engine = TextModel(module, PromptFormat(load_tokenizer(self.paths.tokenizer), info))
+        evaluation = self._evaluate(engine, display, "before")
+        write_json(self.paths.result("norms_before"), self.state_norms(module))
+        return f"{evaluation.mean_accuracy:.1%} right"
+
+    def train(self, display: Display) -> str:
+        """Train, or continue to."""
+        paths = self.paths
+        hooks: list[Hook] = [display, JsonlMetrics(paths.run / "metrics.jsonl"), TensorBoard(paths.run / "tensorboard")]
+        trainer = Trainer(self.train_config, hooks)
+        summary = trainer.run()
+        if summary.outcome != "finished":
+            raise KeyboardInterrupt
+        memory = device_memory_bytes(trainer.device)
+        write_json(paths.result("train"), {"tokens_seen": trainer.tokens_seen, "peak_memory_bytes": memory})
+        return f"{summary.total_steps:,} steps, {trainer.tokens_seen:,} tokens"
+
+    def export(self, display: Display) -> str:
+        """Write the averaged weights as a weights folder."""
+        self._write_weights()
+        return f"{self.paths.weights}"
+
+    def evaluate_trained(self, display: Display) -> str:
+        """Ask the exported model the same questions, then write its scores into its model card."""
+        config = resolved(self.train_config)
+        engine = load(self.paths.weights, device=config.device, dtype=config.dtype)
+        evaluation = self._evaluate(engine, display, "after")
+        write_json(self.paths.result("norms_after"), self.state_norms(engine.module))
+        self._write_weights(evaluation.scores)
+        return f"{evaluation.mean_accuracy:.1%} right"
+
+    def report(self, display: Display) -> str:
+        """Gather what the stages found out and write the page."""
+        run = self.gather()
+        write_json(self.paths.result("run"), run)
+        write_report(run, self.paths.report)
+        return f"{self.paths.report}"
+
+    # ------------------------------------------------------------------------------------------------------- details --
+
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """The settings of the training run."""
+        preset, paths = self.preset, self.paths
+        values = {
+            "run": paths.run,
+            "seed": self.seed,
+            "model": preset.model,
+            "data": {"sampled": paths.sampled("train"), "tokens_per_batch": preset.tokens_per_batch},
+            "optimizer": {"lr": preset.learning_rate, "ema_decay": preset.ema_decay},
+            "validation": {"sampled": paths.sampled("held_out"), "every_steps": preset.validate_every},
+            "checkpoint": {"every_steps": preset.save_every},
+        }
+        return from_mapping(TrainConfig, values, "quickstart")
+
+    @cached_property
+    def tasks(self) -> list[EvalTask]:
+        """Each task under its own condition; those that show their steps under ``direct`` as well."""
+        limit = self.preset.items_per_task
+        if self.preset.data == "procedural":
+            own = load_tasks(list(CPU_WEIGHTS), limit=limit)
+            stepwise = [task.name for task in own if task.items[0].condition == STEP_BY_STEP]
+            return own + load_tasks([f"{name}:direct" for name in stepwise], limit=limit)
+        files = sorted((self.paths.records / "held_out").rglob("*.jsonl"))
+        return load_tasks([str(file) for file in files], limit=limit)
+
+    def _evaluate(self, engine: TextModel, display: Display, name: str) -> Evaluation:
+        evaluation = evaluate(
+            engine,
+            self.tasks,
+            on_progress=lambda done, total: display.progress(done, total, f"{done:,} of {total:,} questions"),
+        )
+        write_json(self.paths.result(name), dataclasses.asdict(evaluation))
+        return evaluation
+
+    def _write_weights(self, scores: Sequence[TaskScore] = ()) -> None:
+        tasks = ", ".join(CPU_WEIGHTS) if self.preset.data == "procedural" else ", ".join(SOURCES)
+        about = f"Made by the generators and sources of hrm-text itself ({tasks}); no text of the web is in it."
+        export(
+            self.paths.run,
+            self.paths.weights,
+            name=f"HRM-Text quickstart ({self.preset.name})",
+            about_data=about,
+            scores=scores,
+        )
+
+    @torch.no_grad()
+    def state_norms(self, model: RecurrentLM) -> list[dict[str, Any]]:
+        """Mean norm over tokens of what each module call writes, and of what it changes, on held-out prompts."""
+        info = PromptFormat(load_tokenizer(self.paths.tokenizer), tokenizer_info(self.paths.tokenizer))
+        prompts = [info.prefix_ids(task.items[0].condition, task.items[0].prompt) for task in self.tasks]
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        device = model.lm_head.weight.device
+        ids_T = torch.tensor([token for ids in prompts for token in ids], device=device)
+        positions_T = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device)
+        attention = packed_attention(Spans.of_samples(lengths, lengths), len(ids_T), device)
+        names = call_names(plan(model.config))
+        norms: list[dict[str, Any]] = []
+
+        def observe(index: int, step: Step, before: torch.Tensor, after: torch.Tensor) -> None:
+            norm, change = (x.float().norm(dim=-1).mean().item() for x in (after, after - before))
+            norms.append({"call": names[index], "stack": step.stack, "norm": norm, "change": change})
+
+        model.model(ids_T, positions_T, attention, observer=observe)
+        return norms
+
+    def gather(self) -> Run:
+        """Everything the report shows, from the files the stages left."""
+        paths, result = self.paths, lambda name: read_json(self.paths.result(name))
+        before, after, trained = result("before"), result("after"), result("train")
+        before_scores = {score["task"]: score for score in before["scores"]}
+        conditions = {task.name: task.items[0] for task in self.tasks}
+        records = list(read_metrics(paths.run / "metrics.jsonl"))
+        config = resolved(self.train_config)
+        stages = [{"name": name, **done} for name, done in self.progress.finished.items()]
+        norms_before, norms_after = result("norms_before"), result("norms_after")
+        run: dict[str, Any] = {
+            "title": f"HRM-Text quickstart, preset {self.preset.name}",
+            "seconds": sum(stage["seconds"] for stage in stages),
+            "parameters": config.model.num_parameters,
+            "tokens_seen": trained["tokens_seen"],
+            "peak_memory_bytes": trained["peak_memory_bytes"],
+            "config": {"preset": to_mapping(self.preset), "train": plain(config)},
+            "versions": versions(),
+            "machine": machine(config.device),
+            "stages": stages,
+            "steps": [record for record in records if record["kind"] == "step"],
+            "validation": [record for record in records if record["kind"] == "validation"],
+            "tasks": [
+                {
+                    "task": score["task"].partition(":")[0],
+                    "condition": conditions[score["task"]].condition,
+                    "n": score["n"],
+                    "before": before_scores[score["task"]]["accuracy"],
+                    "after": score["accuracy"],
+                    "low": score["low"],
+                    "high": score["high"],
+                    "chance": score["chance"],
+                    "example": conditions[score["task"]].prompt,
+                }
+                for score in after["scores"]
+            ],
+            "state_norms": [
+                {
+                    "call": late["call"],
+                    "stack": late["stack"],
+                    "norm_before_training": early["norm"],
+                    "norm_after": late["norm"],
+                    "change": late["change"],
+                }
+                for early, late in zip(norms_before, norms_after, strict=True)
+            ],
+            "samples": samples(after),
+            "direct_vs_cot": direct_vs_cot(after),
+            "files": [
+                {"path": str(paths.weights), "what": "the model: weights, tokenizer, model card"},
+                {"path": str(paths.run), "what": "checkpoints, metrics.jsonl, TensorBoard events"},
+                {"path": str(paths.result("run")), "what": "the figures of this report as JSON"},
+            ],
+        }
+        return run  # type: ignore[return-value]
+
+
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype of a resolved run."""
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics file."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield orjson.loads(line)
+
+
+def samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The first few answers of every task, right or wrong as they came."""
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for result in evaluation["results"]:
+        of_task = shown.setdefault(result["task"], [])
+        if len(of_task) < SAMPLES_SHOWN:
+            of_task.append({**result, "task": result["task"].partition(":")[0]})
+    keys = ("task", "condition", "prompt", "response", "expected", "ok")
+    return [{key: each[key] for key in keys} for of_task in shown.values() for each in of_task]
+
+
+def direct_vs_cot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One question of every task that was asked both ways, with the task's accuracy each way."""
+    accuracy = {score["task"]: score["accuracy"] for score in evaluation["scores"]}
+    by_task: dict[str, dict[str, Any]] = {}
+    for result in evaluation["results"]:
+        by_task.setdefault(result["task"], {})[result["prompt"]] = result
+    pairs = []
+    for name in [name for name in by_task if name.endswith(":direct")]:
+        stepwise = name.partition(":")[0]
+        prompt = next(prompt for prompt in by_task[name] if prompt in by_task[stepwise])
+        direct, cot = by_task[name][prompt], by_task[stepwise][prompt]
+        pairs.append(
+            {
+                "prompt": prompt,
+                "expected": direct["expected"],
+                "direct": {"response": direct["response"], "ok": direct["ok"]},
+                "cot": {"response": cot["response"], "ok": cot["ok"]},
+                "accuracies": {"direct": accuracy[name], "cot": accuracy[stepwise]},
+            }
+        )
+    return pairs
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    found = {"hrm-text": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "tokenizers", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: str) -> dict[str, str]:
+    """What the run was made on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "device": f"{device}: {name}",
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console) -> Run:
+    """Run the quickstart and say on ``console`` what came out and what to type next."""
+    stages = ("records", "tokenizer", "tokenise", "sample", "test before", "train", "export", "test after", "report")
+    display = Display(stages, console)
+    started = time.monotonic()
+    job = Quickstart(find_preset(preset), out, seed)
+    try:
+        run = job.run(display)
+    except KeyboardInterrupt:
+        again = " ".join(["hrm-text", *sys.argv[1:]])
+        console.print(f"\nInterrupted; what is finished is kept. To continue: {again}", highlight=False)
+        raise
+    print_outcome(run, job.paths, time.monotonic() - started, console)
+    return run
+
+
+def print_outcome(run: Run, paths: Paths, seconds: float, console: rich.console.Console) -> None:
+    """The result as a table, one question asked both ways, and what to type next."""
+    from rich.table import Table
+
+    table = Table(title="Held-out questions answered right", title_justify="left", header_style="bold")
+    for column, justify in (("task", "left"), ("condition", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("95 % interval", justify="right")
+    table.add_column("chance", justify="right")
+    for task in run["tasks"]:
+        table.add_row(
+            task["task"],
+            task["condition"],
+            f"{task['before']:.1%}",
+            f"[bold]{task['after']:.1%}[/]",
+            f"{task['low']:.0%} to {task['high']:.0%}",
+            f"{task['chance']:.0%}",
+        )
+    console.print(table)
+    top = headline(run["tasks"])
+    assert top is not None
+    console.print(
+        f"mean of {top['num_tasks']} rows: {top['mean_before']:.1%} before, [bold]{top['mean_after']:.1%}[/] after; "
+        f"{top['num_above_95']} above 95 %",
+        highlight=False,
+    )
+    for pair in run["direct_vs_cot"][:2]:
+        console.print(f"\n[bold]{pair['prompt']}[/]", highlight=False)
+        for condition in ("direct", "cot"):
+            answer = pair[condition]  # type: ignore[literal-required]
+            mark = "[green]right[/]" if answer["ok"] else "[red]wrong[/]"
+            console.print(f"  {condition:6} {mark}  ", end="", highlight=False)
+            console.print(rich.text.Text(answer["response"]))
+    console.print(f"\n{seconds:.0f} s. Wrote {paths.report} and {paths.weights}. Next:", highlight=False)
+    console.print(
+        f"  hrm-text generate {paths.weights} --condition cot --prompt '57 + 38'\n"
+        f"  hrm-text eval {paths.weights} --tasks quickstart\n"
+        f"  tensorboard --logdir {paths.run}/tensorboard",
+        highlight=False,
+        soft_wrap=True,
+    )

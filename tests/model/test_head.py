@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from hrm_text.contracts import IGNORE_INDEX
+from hrm_text.model.head import supervised_loss
+
+
+def test_the_loss_is_the_sum_of_cross_entropies_and_so_is_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    labels = torch.tensor([IGNORE_INDEX, 3, 0, 6, IGNORE_INDEX, 2, 2, 1, IGNORE_INDEX])
+    gradients = []
+    for ours in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if ours:
+            loss = supervised_loss(h, w, labels, torch.zeros(9, dtype=torch.long), 1).loss
+        else:
+            loss = F.cross_entropy(h @ w.T, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        loss.backward()
+        gradients.append((loss.detach(), h.grad, w.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_accuracies_count_tokens_and_whole_responses() -> None:
+    """Identity head: the most likely id of a position is where its hidden state is largest."""
+    said = torch.tensor([0, 1, 2, 3, 1, 1, 2, 0])
+    labels = torch.tensor([IGNORE_INDEX, 1, 2, 3, IGNORE_INDEX, 0, 2, IGNORE_INDEX])
+    samples = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3])  # 0: both right; 1: right; 2: one of two; 3: nothing supervised
+    sums = supervised_loss(F.one_hot(said, 4).float(), torch.eye(4), labels, samples, 4)
+    assert int(sums.tokens) == 5
+    assert int(sums.correct_tokens) == 4
+    assert int(sums.samples) == 3
+    assert int(sums.exact_samples) == 2
+
+
+def test_a_batch_without_supervised_tokens_costs_nothing() -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    sums = supervised_loss(hidden, torch.randn(5, 4), torch.full((3,), IGNORE_INDEX), torch.zeros(3).long(), 1)
+    sums.loss.backward()
+    assert float(sums.loss) == 0
+    assert hidden.grad is not None and not hidden.grad.any()
+    assert [int(x) for x in (sums.tokens, sums.correct_tokens, sums.samples, sums.exact_samples)] == [0, 0, 0, 0]
+
+
+def test_low_precision_states_give_a_loss_in_fp32() -> None:
+    hidden, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+    sums = supervised_loss(hidden, weight, torch.tensor([0, 1, 2]), torch.zeros(3).long(), 1)
+    assert sums.loss.dtype == torch.float32
