@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import FlagConversionOff, Positional, UseAppendAction, arg
 
 from hrm_text.contracts import UserError
 
@@ -21,6 +23,11 @@ from hrm_text.contracts import UserError
 def notes() -> Console:
     """Where people are told things: stderr, so that stdout holds results alone."""
     return Console(stderr=True)
+
+
+def tell(text: str, style: str = "") -> None:
+    """One line to people, as it is: a path may hold square brackets, and a line to copy must stay one line."""
+    notes().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def quickstart(
@@ -59,7 +66,7 @@ def data_sources() -> None:
 
     from hrm_text.data.sources import SOURCES
 
-    console = Console()
+    console = Console(soft_wrap=True)
     for source in SOURCES.values():
         ready = "ready" if source.is_available or source.needs is None else f"needs: {source.needs.how}"
         console.print(Text.assemble((source.name, "bold"), f"  {sum(source.files.values()):,} records  {ready}"))
@@ -80,19 +87,18 @@ def data_clean(
     """
     from hrm_text.data.sources import build_gpu_mixture
 
-    console = notes()
     reports = build_gpu_mixture(
         out,
         seed,
         scale=scale,
         workers=workers,
         sources=None if sources == ("all",) else sources,
-        on_progress=lambda report, done, total: console.print(
+        on_progress=lambda report, done, total: tell(
             f"{done}/{total} {report.source}/{report.file}: {report.examples:,} records [{report.seconds:.1f} s]"
         ),
     )
-    console.print(f"{sum(report.examples for report in reports):,} records in {out}/train. Next:", highlight=False)
-    console.print(f"  hrm-text data tokenizer {out}/train --out {out}/tokenizer", highlight=False, soft_wrap=True)
+    tell(f"{sum(report.examples for report in reports):,} records in {out}/train. Next:")
+    tell(f"  hrm-text data tokenizer {out}/train --out {out}/tokenizer")
 
 
 def data_tokenizer(
@@ -109,13 +115,13 @@ def data_tokenizer(
     from hrm_text.data.records import BadRecords, find_record_files, read_texts
     from hrm_text.data.tokenizer import tokenizer_info, train_tokenizer
 
-    console, bad = notes(), BadRecords(strict=strict)
-    with console.status("training the tokenizer"):
+    bad = BadRecords(strict=strict)
+    with notes().status("training the tokenizer"):
         train_tokenizer(read_texts(find_record_files(records), bad), vocab_size, out)
-    tell_of_bad_records(bad, console)
-    console.print(f"wrote {out}: {tokenizer_info(out)['vocab_size']:,} entries. Next:", highlight=False)
+    tell_of_bad_records(bad)
+    tell(f"wrote {out}: {tokenizer_info(out)['vocab_size']:,} entries. Next:")
     paths = " ".join(map(str, records))
-    console.print(f"  hrm-text data tokenize {paths} --tokenizer {out} --out STORE", highlight=False, soft_wrap=True)
+    tell(f"  hrm-text data tokenize {paths} --tokenizer {out} --out STORE")
 
 
 def data_tokenize(
@@ -136,16 +142,15 @@ def data_tokenize(
     """
     from hrm_text.data.tokenize import tokenize_files
 
-    console = notes()
-    with progress_bar(console, "tokenising", "bytes") as on_progress:
+    with progress_bar("tokenising", "bytes") as on_progress:
         summary = tokenize_files(
             records, tokenizer, out, strict=strict, max_seq_len=max_seq_len, on_progress=on_progress
         )
-    tell_of_bad_records(summary.bad, console)
+    tell_of_bad_records(summary.bad)
     reused = f", {summary.reused} of them kept from before" if summary.reused else ""
     counts = f"{summary.tokens:,} tokens of {summary.records:,} records in {summary.files} files{reused}"
-    console.print(f"wrote {out}: {counts}. Next:", highlight=False)
-    console.print(f"  hrm-text data sample {out} --out SAMPLED --rules RULES.yaml --epochs 1", highlight=False)
+    tell(f"wrote {out}: {counts}. Next:")
+    tell(f"  hrm-text data sample {out} --out SAMPLED --rules RULES.yaml --epochs 1")
 
 
 def data_sample(
@@ -168,30 +173,32 @@ def data_sample(
     """
     from hrm_text.data.sample import read_rules, sample_epochs
 
-    console = notes()
-    with progress_bar(console, "sampling", "strata") as on_progress:
+    with progress_bar("sampling", "strata") as on_progress:
         chosen = read_rules(rules) if rules is not None else []
         summary = sample_epochs(store, out, chosen, epochs, seed, max_seq_len, on_progress=on_progress)
     for kind in ("short_response", "too_long", "truncated"):
         if count := sum(getattr(stratum, kind) for stratum in summary.strata):
-            console.print(f"{kind.replace('_', ' ')}: {count:,} rows", highlight=False)
+            tell(f"{kind.replace('_', ' ')}: {count:,} rows")
     for rule in summary.unused_rules:
-        console.print(f"[yellow]rule with prefix {rule!r} matched no file", highlight=False)
+        tell(f"rule with prefix {rule!r} matched no file", "yellow")
     samples = ", ".join(f"{count:,}" for count in summary.samples_per_epoch)
-    console.print(f"wrote {out}: {samples} samples per epoch. Next:", highlight=False)
-    console.print("  hrm-text train CONFIG.yaml --data.sampled " + str(out), highlight=False)
+    tell(f"wrote {out}: {samples} samples per epoch. Next:")
+    tell("  hrm-text train CONFIG.yaml --data.sampled " + str(out))
 
 
-def data_inspect(folder: Positional[Path], limit: int = 5) -> None:
+def data_inspect(folder: Positional[Path], limit: int = 5, tokenizer: Path | None = None) -> None:
     """Show samples of a token store or of a sampled folder as text, special tokens visible.
 
     Args:
         folder: token store or sampled folder
         limit: how many samples
+        tokenizer: its folder, in case it has moved
     """
     from hrm_text.data.inspect import inspect_folder
 
-    for sample in inspect_folder(folder, limit):
+    if limit < 1:
+        raise UserError(f"limit: expected at least 1 sample, found {limit}")
+    for sample in inspect_folder(folder, limit, tokenizer):
         print(sample, end="\n\n")
 
 
@@ -208,12 +215,17 @@ def train(config: Positional[Path]) -> None:
 
 def train_with_overrides(arguments: Sequence[str]) -> None:
     """The train command: its options are the settings of the YAML file it names."""
-    from hrm_text.settings import from_mapping, read_yaml
+    from hrm_text.settings import from_mapping, read_yaml, with_options
     from hrm_text.train.config import TrainConfig
 
-    path = Path(arguments[0])
-    settings = from_mapping(TrainConfig, read_yaml(path), str(path))
-    settings = tyro.cli(TrainConfig, default=settings, args=arguments[1:], prog=f"hrm-text train {path}")
+    path, options = Path(arguments[0]), list(arguments[1:])
+    asks_for_help = not {"-h", "--help"}.isdisjoint(options)
+    options = [option for option in options if option not in ("-h", "--help")]
+    where = " ".join([str(path), *options])
+    # Merged before they are read: a setting may depend on another, as the recurrence does on the architecture.
+    settings = from_mapping(TrainConfig, with_options(read_yaml(path), options, where), where)
+    if asks_for_help:
+        show_settings(TrainConfig, settings, f"hrm-text train {path}")
 
     from hrm_text.train.console import Console as TrainConsole
     from hrm_text.train.hooks import Hook, JsonlMetrics, TensorBoard, WandB
@@ -225,12 +237,11 @@ def train_with_overrides(arguments: Sequence[str]) -> None:
     if settings.logging.wandb_project is not None:
         hooks.append(WandB(settings.logging.wandb_project, settings.run.name))
     summary = Trainer(settings, hooks).run()
-    console = notes()
     if summary.outcome == "finished":
-        console.print(f"wrote {summary.checkpoint}. Next:", highlight=False, soft_wrap=True)
-        console.print(f"  hrm-text export {settings.run} WEIGHTS_DIR", highlight=False, soft_wrap=True)
+        tell(f"wrote {summary.checkpoint}. Next:")
+        tell(f"  hrm-text export {settings.run} WEIGHTS_DIR")
     else:
-        console.print(f"to continue: hrm-text train {' '.join(arguments)}", highlight=False, soft_wrap=True)
+        tell(f"to continue: hrm-text train {shlex.join(arguments)}")
 
 
 def export(
@@ -238,6 +249,7 @@ def export(
     weights_dir: Positional[Path],
     raw: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write a checkpoint's averaged weights as a weights folder, which Transformers loads too.
 
@@ -246,10 +258,11 @@ def export(
         weights_dir: folder to write
         raw: the weights as they are instead of their average
         dtype: of the written weights; the dtype of training if not given
+        tokenizer: folder of the run's tokenizer, in case it has moved
     """
     from hrm_text.convert.huggingface import export as run
 
-    say_what_is_next(run(checkpoint, weights_dir, raw=raw, dtype=dtype))
+    say_what_is_next(run(checkpoint, weights_dir, raw=raw, dtype=dtype, tokenizer=tokenizer, warn=warn))
 
 
 def import_reference(
@@ -268,12 +281,12 @@ def import_reference(
     """
     from hrm_text.convert.reference import import_reference as run
 
-    say_what_is_next(run(reference_checkpoint, weights_dir, tokenizer=tokenizer, raw=raw))
+    say_what_is_next(run(reference_checkpoint, weights_dir, tokenizer=tokenizer, raw=raw, warn=warn))
 
 
 def generate(
     weights_dir: Positional[Path],
-    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT ...")] = (),
+    prompt: Annotated[tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="TEXT [TEXT ...]")] = (),
     file: Path | None = None,
     condition: str = "direct",
     max_new_tokens: int = 256,
@@ -301,12 +314,14 @@ def generate(
         dtype: to compute in
         json: print one JSON object per prompt
     """
-    prompts = [*prompt, *(read_prompts(file) if file is not None or not prompt else [])]
+    prompts = [text for texts in prompt for text in texts]
+    if file is not None or not prompts:
+        prompts += read_prompts(file)
     if not prompts:
         raise UserError("no prompt: give --prompt TEXT, --file FILE or lines on stdin")
     from hrm_text.infer.engine import load
 
-    model = load(weights_dir, device=device, dtype=dtype)
+    model = load(weights_dir, device=available_device(device), dtype=dtype)
     options: dict[str, Any] = {
         "condition": condition,
         "max_new_tokens": max_new_tokens,
@@ -350,10 +365,9 @@ def eval_(
     from hrm_text.eval.tasks import load_tasks
     from hrm_text.infer.engine import load
 
-    console = notes()
-    chosen = load_tasks(tasks.split(","), limit=limit, seed=seed)
-    model = load(weights_dir, device=device, dtype=dtype)
-    with progress_bar(console, "evaluating", "questions") as on_progress:
+    chosen = load_tasks([name.strip() for name in tasks.split(",")], limit=limit, seed=seed)
+    model = load(weights_dir, device=available_device(device), dtype=dtype)
+    with progress_bar("evaluating", "questions") as on_progress:
         evaluation = evaluate(model, chosen, on_progress=on_progress)
     for score in evaluation.scores:
         if json:
@@ -381,12 +395,38 @@ def read_prompts(file: Path | None) -> list[str]:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{file}: no such file") from None
+        except IsADirectoryError:
+            raise UserError(f"{file}: is a folder, expected a text file with a prompt on every line") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not valid UTF-8 ({error})") from None
     return [line for line in text.splitlines() if line.strip()]
 
 
-def progress_bar(console: Console, what: str, unit: str) -> Any:
+def available_device(name: str) -> str:
+    """The name of a device that is there; any other is an error that lists those that are."""
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind, colon, number = name.partition(":")
+    numbers = torch.cuda.device_count() if kind == "cuda" else 1
+    if not available.get(kind) or (colon and not (number.isdecimal() and int(number) < numbers)):
+        choices = ", ".join(device for device, there in available.items() if there)
+        raise UserError(f"device: {name!r} is not available here; choose from {choices}")
+    return name
+
+
+def show_settings(cls: type, settings: Any, prog: str) -> NoReturn:
+    """Print every setting with what it is and its value here, and exit."""
+    tyro.cli(cls, default=settings, args=["--help"], prog=prog, use_underscores=True, config=(FlagConversionOff,))
+    raise AssertionError("--help exits")
+
+
+def warn(text: str) -> None:
+    """What does not stop a command, but should be known."""
+    notes().print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def progress_bar(what: str, unit: str) -> Any:
     """A context manager that yields an on_progress(done, total) which draws a bar with rate and time left."""
     import contextlib
 
@@ -395,24 +435,25 @@ def progress_bar(console: Console, what: str, unit: str) -> Any:
     @contextlib.contextmanager
     def bar() -> Any:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True))
-        with Progress(*columns, TextColumn(unit), TimeRemainingColumn(), console=console, transient=True) as progress:
+        columns = (*columns, TextColumn(unit), TimeRemainingColumn())
+        console = notes()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
     return bar()
 
 
-def tell_of_bad_records(bad: Any, console: Console) -> None:
+def tell_of_bad_records(bad: Any) -> None:
     """Nothing is lost silently: say what was left out and why."""
     if bad.total:
-        console.print(bad.summary(), style="yellow", highlight=False, soft_wrap=True)
+        tell(bad.summary(), style="yellow")
 
 
 def say_what_is_next(folder: Path) -> None:
     """What was written, and what to type now."""
-    console = notes()
-    console.print(f"wrote {folder}. Next:", highlight=False, soft_wrap=True)
-    console.print(f"  hrm-text generate {folder} --prompt TEXT", highlight=False, soft_wrap=True)
+    tell(f"wrote {folder}. Next:")
+    tell(f"  hrm-text generate {folder} --prompt TEXT")
 
 
 def print_json(value: Any) -> None:
@@ -448,9 +489,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train_with_overrides(arguments[1:])
         else:
             within_data = arguments[:1] == ["data"]
+            commands, rest = (DATA_COMMANDS if within_data else COMMANDS), arguments[within_data:]
+            check_command(rest, commands)
             tyro.extras.subcommand_cli_from_dict(
-                DATA_COMMANDS if within_data else COMMANDS,
-                args=arguments[within_data:],
+                commands,
+                args=rest,
                 prog="hrm-text data" if within_data else "hrm-text",
                 description="From records to the epochs that training reads."
                 if within_data
@@ -464,6 +507,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `hrm-text ... | head` is not an error
         return 0
     return 0
+
+
+def check_command(arguments: Sequence[str], commands: Mapping[str, Any]) -> None:
+    """An unknown command is an error that suggests the right one."""
+    if arguments and arguments[0] not in commands and not arguments[0].startswith("-"):
+        close = difflib.get_close_matches(arguments[0], commands, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown command {arguments[0]!r}: {hint}The commands are {', '.join(commands)}")
 
 
 def escape(text: str) -> str:

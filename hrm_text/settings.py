@@ -6,9 +6,11 @@ out of range is one clear error that names the file and the key; a misspelt key 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -51,6 +53,39 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
     except pydantic.ValidationError as error:
         problems = [_explain(cls, problem) for problem in error.errors()]
         raise UserError("\n".join(f"{where}: {problem}" for problem in problems)) from None
+
+
+def with_options(values: Any, options: Sequence[str], where: str) -> Any:
+    """A parsed mapping with what the command line says in the place of its values: ``--section.key VALUE ...``.
+
+    Nothing is checked but the form; ``from_mapping`` knows the keys. A value stays text, for it to turn into what the
+    key is; ``null`` is none, several values are a list, and a hyphen in a key is an underscore.
+    """
+    merged: dict[str, Any] = copy.deepcopy(values) if isinstance(values, dict) else {}
+    groups: list[list[str]] = []
+    for option in options:
+        if option.startswith("--"):
+            name, equals, value = option.removeprefix("--").partition("=")
+            groups.append([name, value] if equals else [name])
+        elif groups:
+            groups[-1].append(option)
+        else:
+            raise UserError(f"{where}: unexpected {option!r}; settings are given as --section.key VALUE")
+    for name, *given in groups:
+        if not given:
+            raise UserError(f"{where}: --{name} has no value; settings are given as --section.key VALUE")
+        *sections, key = name.replace("-", "_").split(".")
+        section = merged
+        for part in sections:
+            inner = section.setdefault(part, {})
+            if inner is None:
+                inner = section[part] = {}
+            if not isinstance(inner, dict):
+                raise UserError(f"{where}: --{name}: {part!r} is {inner!r} and has no keys")
+            section = inner
+        parsed = [None if text in ("null", "None") else text for text in given]
+        section[key] = parsed[0] if len(parsed) == 1 else parsed
+    return merged
 
 
 def to_mapping(value: Any) -> dict[str, Any]:

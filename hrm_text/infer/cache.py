@@ -54,6 +54,7 @@ class KeyValueCache:
         place_T = (torch.arange(num_tokens) - spans.starts[:-1].repeat_interleave(lengths)).to(device)
         packed = packed_attention(spans, num_tokens, device)
         self.lengths_B = lengths.to(device)
+        self.grow(int(lengths.max()))
 
         def attend(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slot: int) -> Tensor:
             self.keys[slot, row_T, :, place_T] = k_TNH

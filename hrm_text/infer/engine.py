@@ -66,15 +66,14 @@ class TextModel:
         seed: int = 0,
     ) -> Iterator[str]:
         """The response to one prompt in pieces as they are made; a piece never ends within a character."""
-        ids: list[int] = []
-        shown = ""
+        waiting: list[int] = []  # tokens whose bytes do not yet end a character
         for _, token in self._tokens([prompt], condition, max_new_tokens, Sampling(temperature, top_p, seed)):
-            ids.append(token)
-            text = self.prompt_format.decode(ids)
+            waiting.append(token)
+            text = self.prompt_format.decode(waiting)
             if not text.endswith("\ufffd"):  # bytes of an unfinished character decode to this mark
-                yield text[len(shown) :]
-                shown = text
-        yield self.prompt_format.decode(ids)[len(shown) :]
+                yield text
+                waiting = []
+        yield self.prompt_format.decode(waiting)
 
     def _tokens(
         self, prompts: Sequence[str], condition: str, max_new_tokens: int, sampling: Sampling
@@ -124,7 +123,7 @@ class TextModel:
                 if token == self.prompt_format.eoa_id:
                     continue
                 yield request, token
-                # The token just chosen must still fit: it is fed back at position len(prompt) + made - 1.
+                # Prompt and response together are at most as long as the context.
                 if made < max_new_tokens and len(encoded[request]) + made < context:
                     going.append(row)
             if len(going) < len(requests):

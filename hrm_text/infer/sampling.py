@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, num_requests: int) -> None:
         self.sampling = sampling
         self.generators = [
-            torch.Generator().manual_seed((sampling.seed << 32) + request) for request in range(num_requests)
+            torch.Generator().manual_seed(stream_seed(sampling.seed, request)) for request in range(num_requests)
         ]
 
     def choose(self, logits_BV: Tensor, requests: list[int]) -> list[int]:
@@ -41,11 +42,15 @@ class Sampler:
         probabilities_BV = (logits_BV.float().cpu() / self.sampling.temperature).softmax(-1)
         if self.sampling.top_p < 1:
             ordered, ids = probabilities_BV.sort(-1, descending=True)
-            surplus = (
-                ordered.cumsum(-1) - ordered >= self.sampling.top_p
-            )  # reached before this id: the first always stays
+            # Reached before this id: so the first always stays.
+            surplus = ordered.cumsum(-1) - ordered >= self.sampling.top_p
             probabilities_BV = torch.zeros_like(ordered).scatter(-1, ids, ordered.masked_fill(surplus, 0.0))
         return [
             int(torch.multinomial(row, 1, generator=self.generators[request]))
             for row, request in zip(probabilities_BV, requests, strict=True)
         ]
+
+
+def stream_seed(seed: int, request: int) -> int:
+    """A seed of 32 bits, all that PyTorch's generator on a CPU takes in, that differs with seed and request."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {request}".encode()).digest()[:4], "little")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from typing import Any, Literal
 
 from hrm_text.contracts import UserError
-from hrm_text.settings import settings
+from hrm_text.settings import from_mapping, settings
 
 Architecture = Literal["hrm", "trm", "trm_match_recurrence", "rins", "looped", "transformer"]
 
@@ -77,7 +76,10 @@ class ModelConfig:
                     f"{name} = {value} means nothing to architecture {self.architecture!r}, which has {used}"
                 )
             if value == 0:
-                object.__setattr__(self, name, own.get(name, 0))
+                own_number = own.get(name, 0)
+                if name == "bp_steps":  # comes last, so the number of calls is settled
+                    own_number = min(own_number, self.num_calls)
+                object.__setattr__(self, name, own_number)
         for name in ("hidden_size", "num_layers", "num_heads", "head_dim", "expansion", "inner_multiple", "init_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
@@ -177,7 +179,4 @@ def preset(size: str, **changes: Any) -> ModelConfig:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"unknown size {size!r}; the sizes are {', '.join(PRESETS)}{hint}")
     values = {"vocab_size": 65_536, "max_position_embeddings": 4096} | PRESETS[size] | changes
-    unknown = values.keys() - {field.name for field in dataclasses.fields(ModelConfig)}
-    if unknown:
-        raise UserError(f"preset({size!r}): unknown setting {', '.join(sorted(unknown))}")
-    return ModelConfig(**values)
+    return from_mapping(ModelConfig, values, f"preset({size!r})")

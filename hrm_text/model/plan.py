@@ -79,7 +79,8 @@ def plan(config: ModelConfig, k: int | None = None) -> Plan:
     """The module calls of one forward pass, ``k`` of them carrying gradient (None: ``config.bp_steps``)."""
     k = config.bp_steps if k is None else k
     steps = ARCHITECTURES[config.architecture](config, k)
-    if sum(step.grad for step in steps) != k:
+    # The last call must be among them, or no gradient would leave the head: an HRM with K = 1 has L's last call alone.
+    if sum(step.grad for step in steps) != k or not steps[-1].grad:
         raise UserError(f"K = {k} is out of range for {config.architecture}, which makes {len(steps)} module calls")
     return steps
 

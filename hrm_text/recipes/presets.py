@@ -25,6 +25,10 @@ class QuickstartPreset:
     """Held-out records for the validation loss."""
     items_per_task: int
     """Held-out problems asked per task."""
+    items_before: int
+    """Of these, how many the untrained model is asked: it never stops by itself, so its answers take the longest."""
+    items_at_once: int
+    """Problems asked in one batch: each needs room for its keys and values."""
     vocab_size: int
     """Entries of the tokenizer."""
     max_seq_len: int
@@ -53,14 +57,16 @@ PRESETS: Mapping[str, QuickstartPreset] = {
         examples=84_000,
         held_out_examples=1000,
         items_per_task=200,
+        items_before=100,
+        items_at_once=128,
         vocab_size=400,
         max_seq_len=129,
         model={"hidden_size": 128, "num_layers": 2, "num_heads": 4, "head_dim": 32, "inner_multiple": 32},
-        tokens_per_batch=1024,
-        learning_rate={"peak": 3e-3, "warmup_steps": 100, "decay": "cosine", "floor": 0.1},
+        tokens_per_batch=512,
+        learning_rate={"peak": 2e-3, "warmup_steps": 100, "decay": "cosine", "floor": 0.1},
         ema_decay=0.99,
-        validate_every=250,
-        save_every=200,
+        validate_every=500,
+        save_every=400,
     ),
     # 67 M parameters, sized for about eight minutes on one H100 or H200.
     "gpu": QuickstartPreset(
@@ -68,6 +74,8 @@ PRESETS: Mapping[str, QuickstartPreset] = {
         data="mixture",
         held_out_examples=2000,
         items_per_task=100,
+        items_before=20,
+        items_at_once=256,
         vocab_size=8192,
         max_seq_len=513,
         model={"hidden_size": 512, "num_layers": 16, "num_heads": 8, "head_dim": 64},

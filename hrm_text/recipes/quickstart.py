@@ -22,7 +22,6 @@ import rich.console
 import torch
 
 from hrm_text import __version__
-from hrm_text.contracts import UserError
 from hrm_text.convert.huggingface import export
 from hrm_text.data.procedural import CPU_WEIGHTS, generate
 from hrm_text.data.prompt import PromptFormat
@@ -32,8 +31,9 @@ from hrm_text.data.sources import build_gpu_mixture
 from hrm_text.data.sources.registry import SOURCES
 from hrm_text.data.tokenize import TokenizeSummary, tokenize_files
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokenizer
-from hrm_text.eval.runner import EvalTask, Evaluation, evaluate
+from hrm_text.eval.runner import EvalTask, Evaluation, TaskScore, evaluate
 from hrm_text.eval.tasks import load_tasks
+from hrm_text.eval.tasks.held_out import held_out_task
 from hrm_text.files import read_json, write_json
 from hrm_text.infer.engine import TextModel, load
 from hrm_text.model.attention import Spans
@@ -102,12 +102,6 @@ class Quickstart:
     def __init__(self, preset: QuickstartPreset, out: Path, seed: int = 0) -> None:
         self.preset, self.seed = preset, seed
         self.paths = Paths(out)
-        if preset.data == "mixture":
-            missing = [f"{s.name}: {s.needs.how}" for s in SOURCES.values() if s.needs and not s.is_available]
-            if missing and not (self.paths.records / "reports").exists():
-                raise UserError(
-                    f"preset {preset.name!r} draws on sources that are not installed:\n  " + "\n  ".join(missing)
-                )
         self.progress = Progress(out, {"seed": seed, "preset": to_mapping(preset), "hrm-text": __version__})
 
     def run(self, display: Display) -> Run:
@@ -194,7 +188,7 @@ class Quickstart:
         module = build(config.model, seed=config.seed, device=config.device, dtype=compute_dtype(config))
         info = tokenizer_info(self.paths.tokenizer)
         engine = TextModel(module, PromptFormat(load_tokenizer(self.paths.tokenizer), info))
-        evaluation = self._evaluate(engine, display, "before")
+        evaluation = self._evaluate(engine, self._tasks(self.preset.items_before), display, "before")
         write_json(self.paths.result("norms_before"), self.state_norms(module))
         return f"{evaluation.mean_accuracy:.1%} right"
 
@@ -219,7 +213,7 @@ class Quickstart:
         """Ask the exported model the same questions, then write its scores into its model card."""
         config = resolved(self.train_config)
         engine = load(self.paths.weights, device=config.device, dtype=config.dtype)
-        evaluation = self._evaluate(engine, display, "after")
+        evaluation = self._evaluate(engine, self.tasks, display, "after")
         write_json(self.paths.result("norms_after"), self.state_norms(engine.module))
         self._write_weights(evaluation.scores)
         return f"{evaluation.mean_accuracy:.1%} right"
@@ -250,19 +244,24 @@ class Quickstart:
 
     @cached_property
     def tasks(self) -> list[EvalTask]:
+        """What the trained model is asked."""
+        return self._tasks(self.preset.items_per_task)
+
+    def _tasks(self, limit: int) -> list[EvalTask]:
         """Each task under its own condition; those that show their steps under ``direct`` as well."""
-        limit = self.preset.items_per_task
         if self.preset.data == "procedural":
             own = load_tasks(list(CPU_WEIGHTS), limit=limit)
             stepwise = [task.name for task in own if task.items[0].condition == STEP_BY_STEP]
             return own + load_tasks([f"{name}:direct" for name in stepwise], limit=limit)
         files = sorted((self.paths.records / "held_out").rglob("*.jsonl"))
-        return load_tasks([str(file) for file in files], limit=limit)
+        return [held_out_task(file, limit=limit) for file in files]
 
-    def _evaluate(self, engine: TextModel, display: Display, name: str) -> Evaluation:
+    def _evaluate(self, engine: TextModel, tasks: Sequence[EvalTask], display: Display, name: str) -> Evaluation:
+        engine.batch_size = self.preset.items_at_once
         evaluation = evaluate(
             engine,
-            self.tasks,
+            tasks,
+            batch_size=self.preset.items_at_once,
             on_progress=lambda done, total: display.progress(done, total, f"{done:,} of {total:,} questions"),
         )
         write_json(self.paths.result(name), dataclasses.asdict(evaluation))

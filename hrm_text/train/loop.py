@@ -267,6 +267,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "tokens_seen": self.tokens_seen,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "loader": self.loader.state.to_dict(),
             "rng": checkpoint.rng_state(),
             "tokenizer_info": self.loader.tokenizer_info,
@@ -304,7 +305,7 @@ class Trainer:
         )
         checkpoint.restore_rng(saved.state["rng"])
         self.step, self.tokens_seen = saved.state["step"], saved.state["tokens_seen"]
-        self.skipped = saved.state["skipped"]
+        self.skipped, self.skipped_in_a_row = saved.state["skipped"], saved.state["skipped_in_a_row"]
         self.last_checkpoint = folder
         if saved.state["total_steps"] != self.total_steps:
             self.hooks.on_message(

@@ -83,7 +83,12 @@ def test_a_bad_setting_is_one_clear_error(changes: dict[str, Any], message: str)
 
 
 def test_an_unknown_size_or_setting_of_a_preset_is_named() -> None:
-    with pytest.raises(UserError, match="unknown size 'XLL'; the sizes are tiny, .*did you mean 'XXL'"):
+    with pytest.raises(UserError, match="unknown size 'XLL'; the sizes are tiny, .*did you mean 'XL'"):
         preset("XLL")
-    with pytest.raises(UserError, match="unknown setting depth"):
-        preset("B", depth=3)
+    with pytest.raises(UserError, match=r"preset\('B'\): unknown key 'num_layer'; did you mean 'num_layers'"):
+        preset("B", num_layer=3)
+
+
+def test_a_short_recurrence_backpropagates_through_all_it_has() -> None:
+    assert preset("tiny", H_cycles=1, L_cycles=1).bp_steps == 2
+    assert preset("tiny", architecture="rins", cycles=2).bp_steps == 3

@@ -49,7 +49,7 @@ def read_facts() -> list[tuple[str, str, str]]:
         for city in cities
         if shared[city["name"]] == 1 and city["countrycode"] in countries
     ]
-    return [fact for fact in facts if fact[1] and fact[2]]
+    return [fact for fact in facts if fact[1].strip() and fact[2].strip()]  # a blank stands for none
 
 
 @source(
@@ -63,7 +63,8 @@ def read_facts() -> list[tuple[str, str, str]]:
 def generate(file: str, seed: int) -> Iterator[Keyed]:
     """Capitals, continents, currencies, domains, calling codes; the countries of cities, the largest first."""
     rng = random.Random(seed)
+    facts = read_facts()[:12_000]
     for wording in range(3):
-        for kind, subject, answer in read_facts()[:12_000]:
+        for kind, subject, answer in facts:
             question = WORDINGS[kind][(wording + int(rng.random() * 3)) % 3].format(subject)
             yield Keyed("geography/facts", f"{kind} {subject}", Example("direct", question, answer), answer)

@@ -13,7 +13,7 @@ import orjson
 
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural import is_held_out
-from hrm_text.data.sources.registry import SOURCES, Keyed, find_source
+from hrm_text.data.sources.registry import SOURCES, Keyed, find_source, known_source
 from hrm_text.files import read_json, whole_file, write_json
 
 EXHAUSTED = 2000
@@ -66,9 +66,11 @@ def build_gpu_mixture(
     """
     if scale <= 0 or workers < 1:
         raise UserError(f"scale {scale} and workers {workers}: expected a scale above 0 and at least one worker")
-    chosen = [find_source(name) for name in (SOURCES if sources is None else sources)]
+    names = SOURCES if sources is None else sources
     jobs = [
-        (found.name, file, max(1, round(scale * wanted))) for found in chosen for file, wanted in found.files.items()
+        (found.name, file, max(1, round(scale * wanted)))
+        for found in map(known_source, names)
+        for file, wanted in found.files.items()
     ]
     reports: list[FileReport] = []
     waiting = []
@@ -79,6 +81,8 @@ def build_gpu_mixture(
         else:
             reports.append(report)
             on_progress(report, len(reports), len(jobs))
+    for name in {job[0] for job in waiting}:
+        find_source(name)  # files that are there need nothing installed
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_build_file, *job, seed, out) for job in waiting]
         try:
@@ -142,6 +146,20 @@ def divide(examples: Iterable[Keyed], wanted: int, held_out: int) -> tuple[list[
             if len(train) == wanted:
                 break
     return train, list(kept_out.values())
+
+
+def read_held_out(path: Path) -> list[dict[str, str]]:
+    """The records of a held-out file: condition, instruction, response, task and answer.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and its report, and make it again") from None
 
 
 def _held_out_record(keyed: Keyed) -> dict[str, str]:

@@ -84,17 +84,26 @@ def source(
     return register
 
 
-def find_source(name: str) -> Source:
-    """The source of that name, ready to be read.
+def known_source(name: str) -> Source:
+    """The source of that name, whether or not what it needs is there.
 
     Raises:
-        UserError: there is none (the message lists all), or what it needs is missing (it says what to install).
+        UserError: there is none; the message suggests a close one and lists all.
     """
     if name not in SOURCES:
         close = difflib.get_close_matches(name, SOURCES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"unknown source {name!r}: {hint}The sources are {', '.join(sorted(SOURCES))}")
-    found = SOURCES[name]
+    return SOURCES[name]
+
+
+def find_source(name: str) -> Source:
+    """The source of that name, ready to be read.
+
+    Raises:
+        UserError: there is none, or what it needs is missing: the message says what to install.
+    """
+    found = known_source(name)
     if found.needs is not None and not found.is_available:
         raise UserError(f"source {name!r} needs something that is not installed: {found.needs.how}")
     return found

@@ -65,8 +65,13 @@ def read_synsets(database: Path) -> dict[str, Synset]:
     return found
 
 
-def ask(file: str, synset: Synset, synsets: dict[str, Synset], rng: random.Random) -> tuple[str, str] | None:
-    """A question of one file about a synset and its answer, or None if the synset has none."""
+def ask(
+    file: str, synset: Synset, synsets: dict[str, Synset], nouns: list[Synset], rng: random.Random
+) -> tuple[str, str] | None:
+    """A question of one file about a synset and its answer, or None if the synset has none.
+
+    ``nouns`` are those that are of some kind: their kinds serve as the wrong ones.
+    """
     word = synset.words[0]
     name = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}[synset.key[0]]
     if file == "definition":
@@ -86,7 +91,7 @@ def ask(file: str, synset: Synset, synsets: dict[str, Synset], rng: random.Rando
         return wording.format(word=word), synsets[synset.kinds[0]].words[0]
     if file == "is_a" and synset.kinds and synset.key[0] == "n":
         true = rng.random() < 0.5
-        other = synsets[synset.kinds[0]] if true else _of_another_kind(synset, synsets, rng)
+        other = synsets[synset.kinds[0]] if true else _of_another_kind(synset, synsets, nouns, rng)
         wording = rng.choice(
             ("Is {word} a kind of {other}?", "Does {word} belong to the class {other}?", "{word}: a {other}?")
         )
@@ -99,7 +104,7 @@ def ask(file: str, synset: Synset, synsets: dict[str, Synset], rng: random.Rando
     return None
 
 
-def _of_another_kind(synset: Synset, synsets: dict[str, Synset], rng: random.Random) -> Synset:
+def _of_another_kind(synset: Synset, synsets: dict[str, Synset], nouns: list[Synset], rng: random.Random) -> Synset:
     """A kind that some other noun belongs to and that is not among all the kinds above this one."""
     above, queue = {synset.key}, list(synset.kinds)
     while queue:
@@ -107,11 +112,10 @@ def _of_another_kind(synset: Synset, synsets: dict[str, Synset], rng: random.Ran
         if key not in above:
             above.add(key)
             queue.extend(synsets[key].kinds)
-    keys = list(synsets)
     while True:
-        kinds = synsets[keys[int(rng.random() * len(keys))]].kinds
-        if kinds and kinds[0] not in above and kinds[0][0] == "n":
-            return synsets[kinds[0]]
+        kind = rng.choice(nouns).kinds[0]
+        if kind not in above:
+            return synsets[kind]
 
 
 def pair_key(file: str, synset: Synset) -> str:
@@ -130,9 +134,10 @@ def pair_key(file: str, synset: Synset) -> str:
 def generate(file: str, seed: int) -> Iterator[Keyed]:
     """What English words mean, which kind of thing they name, and what their opposites are."""
     synsets = read_synsets(folder())
+    nouns = [synset for synset in synsets.values() if synset.key[0] == "n" and synset.kinds]
     rng = random.Random(f"{file} {seed}")
     for synset in rng.sample(list(synsets.values()), len(synsets)):
-        asked = ask(file, synset, synsets, rng)
+        asked = ask(file, synset, synsets, nouns, rng)
         if asked is not None:
             question, answer = asked
             yield Keyed(f"wordnet/{file}", pair_key(file, synset), Example("direct", question, answer), answer)

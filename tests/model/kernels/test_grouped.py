@@ -25,7 +25,7 @@ def check_equal_to_plain(pairs: list[tuple[int, int]], padding: int) -> None:
     results: list[tuple[Tensor, Tensor]] = []
     for attention in (PlainAttention(spans, total, CPU), GroupedAttention(spans, total, CPU)):
         leaf = inputs.clone().requires_grad_()
-        out = attention(*leaf.unbind(0), 0)
+        out = attention(leaf[0], leaf[1], leaf[2], 0)
         out.backward(wanted)
         assert leaf.grad is not None
         results.append((out.detach(), leaf.grad))

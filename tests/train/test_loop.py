@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from hrm_text.contracts import PackedBatch, UserError
+from hrm_text.data.loader import LoaderStep
+from hrm_text.data.tokenizer import train_tokenizer
+from hrm_text.files import read_json, write_json
+from hrm_text.model.config import RECURRENCE
+from hrm_text.model.head import LossSums
+from hrm_text.settings import from_mapping, read_yaml
+from hrm_text.train.config import TrainConfig
+from hrm_text.train.loop import Totals, Trainer, resolved
+
+MakeConfig = Callable[..., TrainConfig]
+State = dict[str, Tensor]
+
+
+def first_step(trainer: Trainer) -> LoaderStep:
+    step, _ = next(iter(trainer.loader))
+    return step
+
+
+def laid_end_to_end(batches: list[PackedBatch]) -> PackedBatch:
+    """Several packed batches as one, samples in the same order."""
+    tokens = np.cumsum([0, *(batch.num_tokens for batch in batches)])
+    starts = [batch.sample_starts[:-1] + offset for batch, offset in zip(batches, tokens, strict=False)]
+    return PackedBatch(
+        *(np.concatenate([getattr(b, name) for b in batches]) for name in ("input_ids", "labels", "position_ids")),
+        sample_starts=np.concatenate([*starts, tokens[-1:]]),
+        prefix_lengths=np.concatenate([batch.prefix_lengths for batch in batches]),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- one step --
+
+
+def gradients_of(trainer: Trainer, batch: LoaderStep, monkeypatch: pytest.MonkeyPatch) -> tuple[State, Totals]:
+    """What a step hands to its optimizer, which takes no step."""
+    taken: list[State] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.optimizer, "step", lambda gradients: taken.append({**gradients}))
+        totals = trainer.train_step(batch, k=5, lr=1e-3)
+    return {name: gradient.clone() for name, gradient in taken[0].items()}, totals
+
+
+def test_accumulated_micro_batches_are_the_large_batch(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config({"data.micro_batches": 4, "data.tokens_per_batch": 64}))
+    step = first_step(trainer)
+    assert len(step.batches) == 4
+    added, added_totals = gradients_of(trainer, step, monkeypatch)
+    whole = dataclasses.replace(step, batches=[laid_end_to_end(step.batches)])
+    large, large_totals = gradients_of(trainer, whole, monkeypatch)
+    assert dataclasses.replace(added_totals, loss=0) == dataclasses.replace(large_totals, loss=0)
+    assert added_totals.loss == pytest.approx(large_totals.loss, rel=1e-6)
+    assert added.keys() == large.keys() == dict(trainer.model.named_parameters()).keys()
+    for name, gradient in large.items():
+        assert torch.allclose(added[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())), name
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_supervised_tokens(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config())
+    step = first_step(trainer)
+    found, totals = gradients_of(trainer, step, monkeypatch)
+    assert totals.tokens == step.supervised == sum(batch.num_supervised for batch in step.batches)
+    assert totals.samples == step.samples
+    mean = torch.stack([trainer.loss(batch, 5).loss for batch in step.batches]).sum() / step.supervised
+    expected = torch.autograd.grad(mean, list(trainer.optimizer.parameters.values()))
+    for name, gradient in zip(trainer.optimizer.parameters, expected, strict=True):
+        assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
+    config: MakeConfig,
+    recorder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    learned: Callable[[Trainer], State],
+    assert_same: Callable[[State, State], None],
+    number: str,
+    micro_batches: int,
+) -> None:
+    trainer = Trainer(config({"max_steps": 4, "data.micro_batches": micro_batches}), [recorder])
+    loss, train_step = trainer.loss, trainer.train_step
+    before_and_after: list[tuple[State, State]] = []
+
+    def poisoned(batch: PackedBatch, k: int | None) -> LossSums:
+        sums = loss(batch, k)
+        return dataclasses.replace(sums, loss=sums.loss * float(number)) if trainer.step in (1, 2) else sums
+
+    def observed(batch: LoaderStep, k: int, lr: float) -> Totals:
+        before = learned(trainer)
+        totals = train_step(batch, k, lr)
+        before_and_after.append((before, learned(trainer)))
+        return totals
+
+    monkeypatch.setattr(trainer, "loss", poisoned)
+    monkeypatch.setattr(trainer, "train_step", observed)
+    trainer.run()
+    assert [record.skipped for record in recorder.steps] == [0, 1, 2, 2]
+    assert [math.isfinite(record.loss) for record in recorder.steps] == [True, False, False, True]
+    assert recorder.messages == [("warning", "step 2: loss or gradient is not finite; the step was skipped")]
+    for step, (before, after) in enumerate(before_and_after):
+        if step in (1, 2):
+            assert_same(after, before)
+        else:
+            assert not torch.equal(after["lm_head.weight/"], before["lm_head.weight/"])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(config: MakeConfig, recorder: Any) -> None:
+    trainer = Trainer(config({"max_steps": 1}), [recorder])
+    weight = trainer.model.lm_head.weight
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient.masked_fill(gradient == gradient.max(), float("inf")))
+    trainer.run()
+    assert trainer.skipped == 1
+    assert math.isfinite(recorder.steps[0].loss)
+    assert torch.equal(weight, before)
+
+
+def test_five_in_a_row_stop_the_run_with_advice(config: MakeConfig, recorder: Any) -> None:
+    settings = config({"checkpoint.every_steps": 3, "data.tokens_per_batch": 64})
+    trainer = Trainer(settings, [recorder])
+    with torch.no_grad():
+        trainer.model.lm_head.weight[7, 0] = float("nan")
+    with pytest.raises(UserError) as error:
+        trainer.run()
+    assert len(recorder.steps) == 5
+    assert recorder.summary.outcome == "failed"
+    message = str(error.value)
+    assert "5 steps in a row had a loss or gradient that is not finite, the last was step 5" in message
+    assert "Lower optimizer.lr.peak" in message
+    assert f"continues from {settings.run / 'checkpoints' / 'step_00000003'}" in message
+    # The two skipped after the checkpoint come again, and with the three before it that makes five.
+    again = Trainer(settings, [recorder])
+    assert (again.skipped, again.skipped_in_a_row) == (3, 3)
+    with pytest.raises(UserError, match="the last was step 5"):
+        again.run()
+
+
+# ------------------------------------------------------------------------------------------------------ a whole run --
+
+
+def test_k_grows_as_the_schedule_says_for_hrm(config: MakeConfig, recorder: Any) -> None:
+    Trainer(config({"credit.warmup_ratio": 0.5, "validation.sampled": None}), [recorder]).run()
+    # 14 steps, so K is 2 + floor(3 step / 7), step counted from 0.
+    assert [record.k for record in recorder.steps] == [2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5, 5, 5]
+    assert [record.lr for record in recorder.steps[:5]] == pytest.approx([1e-3, 2e-3, 3e-3, 3e-3, 3e-3])
+    assert [record.step for record in recorder.steps] == list(range(1, 15))
+    assert [record.epoch for record in recorder.steps] == [0] * 7 + [1] * 7
+
+
+@pytest.mark.parametrize("architecture", RECURRENCE)
+def test_every_architecture_learns(config: MakeConfig, recorder: Any, architecture: str) -> None:
+    changes = {"model.architecture": architecture, "optimizer.lr.peak": 1e-2, "validation.sampled": None}
+    Trainer(config({**changes, "data.micro_batches": 1}), [recorder]).run()
+    losses = [record.loss for record in recorder.steps]
+    assert len(losses) > 20
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    constant = {record.k for record in recorder.steps} == {RECURRENCE[architecture]["bp_steps"]}
+    assert constant == (architecture != "hrm")
+
+
+def test_masks_and_supervision_make_different_objectives(config: MakeConfig, tmp_path: Path) -> None:
+    def first(changes: dict[str, Any]) -> tuple[float, int]:
+        trainer = Trainer(
+            config({"run": tmp_path / str(changes), "max_steps": 2, "validation.sampled": None, **changes})
+        )
+        trainer.run()
+        step = first_step(trainer)
+        return Totals.of([trainer.loss(batch, None) for batch in step.batches]).loss, step.supervised
+
+    prefix, supervised = first({})
+    causal, supervised_causal = first({"model.prefix_lm": False})
+    everything, supervised_everything = first({"data.supervise": "all"})
+    assert supervised == supervised_causal < supervised_everything
+    assert len({round(loss, 3) for loss in (prefix, causal, everything)}) == 3
+
+
+def test_bfloat16_computes_beside_fp32_master_weights(config: MakeConfig) -> None:
+    trainer = Trainer(config({"dtype": "bfloat16", "max_steps": 2}))
+    trainer.run()
+    assert trainer.model.lm_head.weight.dtype == torch.bfloat16
+    master = trainer.optimizer.state_dict()["master"]["lm_head.weight"]
+    assert master.dtype == torch.float32
+    assert torch.equal(master.bfloat16(), trainer.model.lm_head.weight)
+    resumed = Trainer(config({"dtype": "bfloat16", "max_steps": 2}))
+    assert torch.equal(resumed.optimizer.state_dict()["master"]["lm_head.weight"], master)
+
+
+def test_max_steps_ends_the_run_and_its_schedules(config: MakeConfig, recorder: Any) -> None:
+    changes = {"max_steps": 3, "optimizer.lr": {"peak": 1.0, "warmup_steps": 0, "decay": "cosine", "floor": 0.25}}
+    summary = Trainer(config(changes), [recorder]).run()
+    assert (summary.outcome, summary.step, summary.total_steps) == ("finished", 3, 3)
+    assert summary.checkpoint == recorder.checkpoints[-1]
+    assert [record.lr for record in recorder.steps] == pytest.approx([1.0, 0.625, 0.25])
+    # More steps than the data has: the data ends it.
+    assert Trainer(config({"max_steps": 1000, "run": "never written"})).total_steps == 14
+
+
+def test_the_run_folder_says_how_it_was_made(config: MakeConfig) -> None:
+    trainer = Trainer(config({"max_steps": 1}))
+    trainer.run()
+    written = from_mapping(TrainConfig, read_yaml(trainer.config.run / "config.yaml"), "config.yaml")
+    assert written == trainer.config == resolved(written)
+    assert (written.device, written.dtype, written.attention, written.compile) == ("cpu", "float32", "grouped", "never")
+    saved = trainer.config.run / "checkpoints" / "step_00000001" / "config.yaml"
+    assert yaml.safe_load(saved.read_text()) == read_yaml(trainer.config.run / "config.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------- validation --
+
+
+def test_validation_is_of_the_averaged_weights_and_leaves_the_live_ones(
+    config: MakeConfig,
+    recorder: Any,
+    learned: Callable[[Trainer], State],
+    assert_same: Callable[[State, State], None],
+) -> None:
+    trainer = Trainer(config({"optimizer.lr.peak": 1e-2}), [recorder])
+    trainer.run()
+    assert [record.step for record in recorder.validations] == [5, 10, 14]
+    before = learned(trainer)
+    pointers = {name: parameter.data_ptr() for name, parameter in trainer.model.named_parameters()}
+    record = trainer.validate()
+    assert_same(learned(trainer), before)
+    assert pointers == {name: parameter.data_ptr() for name, parameter in trainer.model.named_parameters()}
+    assert record.loss == recorder.validations[-1].loss
+    assert record.samples == 16
+
+    def held_out_loss() -> float:
+        assert trainer.validation is not None
+        totals = Totals.of([trainer.loss(batch, None) for step, _ in trainer.validation for batch in step.batches])
+        return totals.loss / totals.tokens
+
+    raw = held_out_loss()
+    trainer.model.load_state_dict(trainer.optimizer.ema_weights(), strict=False)
+    assert record.loss == held_out_loss() != raw
+
+
+def test_live_weights_come_back_after_an_error(config: MakeConfig, learned: Callable[[Trainer], State]) -> None:
+    trainer = Trainer(config({"max_steps": 2}))
+    trainer.run()
+    before = learned(trainer)["lm_head.weight/"]
+    with pytest.raises(KeyboardInterrupt), trainer.averaged_weights():
+        assert not torch.equal(trainer.model.lm_head.weight, before)
+        raise KeyboardInterrupt
+    assert torch.equal(trainer.model.lm_head.weight, before)
+
+
+def test_validation_with_another_tokenizer_is_an_error(config: MakeConfig, tmp_path: Path, held_out_dir: Path) -> None:
+    other = train_tokenizer(iter(["other words altogether"] * 9), 300, tmp_path / "other")
+    shutil.copytree(held_out_dir, tmp_path / "held_out")
+    metadata = read_json(tmp_path / "held_out" / "metadata.json")
+    metadata["tokenizer_info"] |= {"tokenizer_path": str(other), "vocab_size": 300}
+    write_json(tmp_path / "held_out" / "metadata.json", metadata)
+    with pytest.raises(UserError, match=r"made with different tokenizers \(.*vocab_size: 300 and 320"):
+        Trainer(config({"validation.sampled": tmp_path / "held_out"}))
+
+
+# --------------------------------------------------------------------------------------------------------- settings --
+
+
+def test_vocabulary_and_context_come_from_the_data(config: MakeConfig) -> None:
+    model = resolved(config()).model
+    assert model.vocab_size == 512  # 320 entries, rounded up to a multiple of 256
+    assert model.max_position_embeddings == 64
+    larger = resolved(config({"model.vocab_size": 1024, "model.max_position_embeddings": 128})).model
+    assert (larger.vocab_size, larger.max_position_embeddings) == (1024, 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.vocab_size": 256}, r"model\.vocab_size is 256, but .* needs 512"),
+        ({"model.max_position_embeddings": 32}, r"model\.max_position_embeddings is 32, but .* needs 64"),
+        ({"data.epochs": 3}, r"epochs: .* holds 2, found 3"),
+        ({"data.sampled": "nowhere"}, r"nowhere/metadata\.json: no such file"),
+        ({"data.tokens_per_batch": 16}, r"16"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_errors(config: MakeConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(config(change))
+
+
+def test_a_device_that_is_not_there_lists_those_that_are(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("cuda", "mps"):
+        with pytest.raises(UserError, match=rf"device: '{device}' is not available here; choose from \['cpu'\]"):
+            Trainer(config({"device": device}))
+    assert resolved(config()).device == "cpu"
+    with pytest.raises(UserError, match="'auto', 'cpu', 'cuda' or 'mps'"):
+        config({"device": "tpu"})
