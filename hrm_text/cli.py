@@ -434,10 +434,17 @@ def progress_bar(what: str, unit: str) -> Any:
 
     @contextlib.contextmanager
     def bar() -> Any:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True))
-        columns = (*columns, TextColumn(unit), TimeRemainingColumn())
         console = notes()
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(show_speed=True),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -21,7 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     After an error the file beside is removed and ``path`` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with explained_disk_errors(path):
@@ -36,13 +36,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside ``path`` to fill; rename it to ``path``, replacing what was there, once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
+    if path.is_file():
+        raise UserError(f"{path}: is a file, expected a folder or nothing; choose another place")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
     try:
         with explained_disk_errors(path):
+            beside.mkdir()
             yield beside
             for file in sorted(beside.rglob("*")):
                 sync(file)
@@ -77,6 +79,15 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"{path}: may not be written ({error.strerror}); choose another place") from error
         raise
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        with explained_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        in_the_way = next(folder for folder in path.parents if folder.exists())
+        raise UserError(f"{path}: {in_the_way} is a file, expected a folder; choose another place") from None
 
 
 def sync(path: Path) -> None:

@@ -68,7 +68,7 @@ class Chain:
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("chain")
     for split in ("train", "held_out"):
-        write_jsonl(folder / split / "tasks.jsonl", generate({"upper": 1}, 100, 0, split))  # type: ignore[arg-type]
+        write_jsonl(folder / split / "tasks.jsonl", generate({"upper": 1}, 100, 0, split))
     (folder / "rules.yaml").write_text("- {prefix: '', max_per_file: 80}\n")
     settings = {
         "run": str(folder / "run"),
@@ -94,7 +94,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     return Chain(folder, outcomes)
 
 
-# ----------------------------------------------------------------------------------------------------------- the chain --
+# --------------------------------------------------------------------------------------------------------- the chain --
 
 
 def test_every_command_says_what_it_wrote_and_what_is_next(chain: Chain) -> None:
@@ -150,7 +150,7 @@ def test_eval_scores_held_out_questions(chain: Chain) -> None:
     assert "chance" in table[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ generate --
+# ---------------------------------------------------------------------------------------------------------- generate --
 
 
 def responses(outcome: Outcome) -> list[dict[str, Any]]:
@@ -186,7 +186,8 @@ def test_one_prompt_is_answered_as_it_is_made(chain: Chain, monkeypatch: pytest.
 
     def observed(model: TextModel, prompt: str, **options: Any) -> Any:
         for piece in stream(model, prompt, **options):
-            assert sys.stdout.getvalue() == "".join(pieces)  # type: ignore[attr-defined]
+            assert isinstance(sys.stdout, io.StringIO)
+            assert sys.stdout.getvalue() == "".join(pieces)
             pieces.append(piece)
             yield piece
 
@@ -203,7 +204,7 @@ def test_several_prompts_are_answered_a_line_each(chain: Chain) -> None:
     assert len(outcome.out.splitlines()) == 2
 
 
-# -------------------------------------------------------------------------------------------------------------- errors --
+# ------------------------------------------------------------------------------------------------------------ errors --
 
 
 def test_prompts_that_cannot_be_answered_are_errors(
@@ -342,7 +343,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(chain: Chain, tmp_pa
     assert "for 1 of 2 steps" in (tmp_path / "weights" / "README.md").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------------------- help --
+# -------------------------------------------------------------------------------------------------------------- help --
 
 
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS, *SECONDARY])
@@ -391,7 +392,7 @@ def test_sources_are_listed_and_cleaned(tmp_path: Path) -> None:
     assert list((tmp_path / "train" / "procedural").glob("*.jsonl"))
 
 
-# ---------------------------------------------------------------------------------------------------- the whole process --
+# ------------------------------------------------------------------------------------------------- the whole process --
 
 
 def test_a_closed_pipe_and_ctrl_c_are_no_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:

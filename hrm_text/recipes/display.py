@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,10 +147,14 @@ class Display(Hook):
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """The values as a line of blocks, averaged into ``width`` columns, the largest as the tallest."""
+    """The values as a line of blocks, averaged into ``width`` columns, the largest as the tallest.
+
+    Values that are not finite do not count; a column of nothing else is blank.
+    """
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    return "".join(SPARKS[round((mean - low) / span * (len(SPARKS) - 1))] for mean in means)
+    finite = [[value for value in values[a:b] if math.isfinite(value)] for a, b in itertools.pairwise(edges)]
+    means = [sum(column) / len(column) if column else math.nan for column in finite]
+    low, high = (pick((mean for mean in means if math.isfinite(mean)), default=0.0) for pick in (min, max))
+    heights = [(mean - low) / ((high - low) or 1.0) * (len(SPARKS) - 1) for mean in means]
+    return "".join(SPARKS[round(height)] if math.isfinite(height) else " " for height in heights)

@@ -433,7 +433,8 @@ def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console)
         run = job.run(display)
     except KeyboardInterrupt:
         again = " ".join(["hrm-text", *sys.argv[1:]])
-        console.print(f"\nInterrupted; what is finished is kept. To continue: {again}", highlight=False)
+        told = f"\nInterrupted; what is finished is kept. To continue: {again}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
         raise
     print_outcome(run, job.paths, time.monotonic() - started, console)
     return run
@@ -466,17 +467,18 @@ def print_outcome(run: Run, paths: Paths, seconds: float, console: rich.console.
         highlight=False,
     )
     for pair in run["direct_vs_cot"][:2]:
-        console.print(f"\n[bold]{pair['prompt']}[/]", highlight=False)
+        console.print(rich.text.Text(f"\n{pair['prompt']}", style="bold"))
         for condition in ("direct", "cot"):
-            answer = pair[condition]  # type: ignore[literal-required]
+            answer = pair[condition]
             mark = "[green]right[/]" if answer["ok"] else "[red]wrong[/]"
             console.print(f"  {condition:6} {mark}  ", end="", highlight=False)
             console.print(rich.text.Text(answer["response"]))
-    console.print(f"\n{seconds:.0f} s. Wrote {paths.report} and {paths.weights}. Next:", highlight=False)
     console.print(
+        f"\n{seconds:.0f} s. Wrote {paths.report} and {paths.weights}. Next:\n"
         f"  hrm-text generate {paths.weights} --condition cot --prompt '57 + 38'\n"
         f"  hrm-text eval {paths.weights} --tasks quickstart\n"
         f"  tensorboard --logdir {paths.run}/tensorboard",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

@@ -42,7 +42,9 @@ class Progress:
                     "Choose another folder with --out, or delete this one."
                 )
             self.finished, self.spent = saved["finished"], saved["spent"]
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; choose another place for the folder with --out")
+        elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(
                 f"{folder} is not empty and holds no run of the quickstart; choose another folder with --out"
             )

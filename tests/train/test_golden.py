@@ -26,7 +26,7 @@ VOCAB = 200
 
 
 def write_sampled(folder: Path) -> Path:
-    """Samples whose response is the reversed prefix, drawn here: no generator, tokenizer or sampler has a part in it."""
+    """Samples whose response is the reversed prefix, drawn here: no generator, tokenizer or sampler has a part."""
     rng = np.random.Generator(np.random.Philox(0))
     samples = [rng.integers(20, 60, length) for length in rng.integers(2, 12, 500)]
     lengths = np.array([len(sample) for sample in samples])

@@ -37,7 +37,9 @@ def laid_end_to_end(batches: list[PackedBatch]) -> PackedBatch:
     tokens = np.cumsum([0, *(batch.num_tokens for batch in batches)])
     starts = [batch.sample_starts[:-1] + offset for batch, offset in zip(batches, tokens, strict=False)]
     return PackedBatch(
-        *(np.concatenate([getattr(b, name) for b in batches]) for name in ("input_ids", "labels", "position_ids")),
+        input_ids=np.concatenate([batch.input_ids for batch in batches]),
+        labels=np.concatenate([batch.labels for batch in batches]),
+        position_ids=np.concatenate([batch.position_ids for batch in batches]),
         sample_starts=np.concatenate([*starts, tokens[-1:]]),
         prefix_lengths=np.concatenate([batch.prefix_lengths for batch in batches]),
     )
@@ -252,13 +254,20 @@ def test_validation_is_of_the_averaged_weights_and_leaves_the_live_ones(
     assert record.loss == held_out_loss() != raw
 
 
-def test_live_weights_come_back_after_an_error(config: MakeConfig, learned: Callable[[Trainer], State]) -> None:
+def test_live_weights_come_back_after_an_error(
+    config: MakeConfig, learned: Callable[[Trainer], State], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(config({"max_steps": 2}))
     trainer.run()
     before = learned(trainer)["lm_head.weight/"]
-    with pytest.raises(KeyboardInterrupt), trainer.averaged_weights():
+
+    def interrupted(*_: Any) -> LossSums:
         assert not torch.equal(trainer.model.lm_head.weight, before)
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.validate()
     assert torch.equal(trainer.model.lm_head.weight, before)
 
 

@@ -154,7 +154,7 @@ def long_enough(config: MakeConfig) -> TrainConfig:
 def test_the_command_saves_on_a_signal_and_exits_with_0(
     long_enough: TrainConfig, tmp_path: Path, name: str, assert_ends_the_same: Callable[[Trainer], None]
 ) -> None:
-    process = started(long_enough, tmp_path, at_step=2)
+    process = started(long_enough, tmp_path, at_step=1)
     process.send_signal(signal.Signals[name])
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 0, told

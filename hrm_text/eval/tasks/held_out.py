@@ -13,7 +13,7 @@ from hrm_text.eval.runner import EvalItem, EvalTask
 
 
 def held_out_task(path: Path, *, limit: int | None = None) -> EvalTask:
-    """The first ``limit`` records of ``held_out/<source>/<file>.jsonl``, named <source>/<file>.
+    """The first ``limit`` records of ``held_out/<source>/<file>.jsonl``, named by the file.
 
     Chance is the share of the most frequent answer, what always giving that one would reach, or 0 where none occurs
     twice.
@@ -33,4 +33,4 @@ def held_out_task(path: Path, *, limit: int | None = None) -> EvalTask:
     longest = max(len(record["response"].encode()) for record in records)
     most_frequent = Counter(record["answer"] for record in records).most_common(1)[0][1]
     chance = most_frequent / len(items) if most_frequent > 1 else 0.0
-    return EvalTask(f"{path.parent.name}/{path.stem}", items, longest + 1, chance)
+    return EvalTask(path.stem, items, longest + 1, chance)

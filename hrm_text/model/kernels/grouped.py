@@ -17,7 +17,7 @@ from hrm_text.model.attention import Spans
 
 # A group ends where padding would pass this share, unless the samples are so short that a call costs more than padding.
 LEAST_FILL = 0.75
-SHORT = 16
+SHORT = 64
 
 
 @dataclass(frozen=True)
