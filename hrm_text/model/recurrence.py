@@ -25,7 +25,9 @@ class Recurrence(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # With a weight given, the embedding draws none: `initialise` does, and drawing on "meta" takes a second.
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.z_L_init = nn.Buffer(torch.empty(config.hidden_size))  # frozen: a buffer, so no optimiser ever owns it
         for name, num_layers in config.stacks.items():
             self.add_module(f"{name}_module", Stack(config, num_layers))
