@@ -295,6 +295,7 @@ def generate(
     seed: int = 0,
     device: str = "cpu",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 128,
     json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Answer prompts: from --prompt, from a file, or line by line from stdin.
@@ -312,6 +313,7 @@ def generate(
         seed: the same seed draws the same response
         device: cpu, cuda or mps
         dtype: to compute in
+        batch_size: prompts answered together; each needs memory for its keys and values
         json: print one JSON object per prompt
     """
     prompts = [text for texts in prompt for text in texts]
@@ -321,7 +323,10 @@ def generate(
         raise UserError("no prompt: give --prompt TEXT, --file FILE or lines on stdin")
     from hrm_text.infer.engine import load
 
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, found {batch_size}")
     model = load(weights_dir, device=available_device(device), dtype=dtype)
+    model.batch_size = batch_size
     options: dict[str, Any] = {
         "condition": condition,
         "max_new_tokens": max_new_tokens,

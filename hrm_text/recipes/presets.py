@@ -54,7 +54,7 @@ PRESETS: Mapping[str, QuickstartPreset] = {
     "cpu": QuickstartPreset(
         name="cpu",
         data="procedural",
-        examples=48_000,
+        examples=50_000,
         held_out_examples=600,
         items_per_task=200,
         items_before=40,

@@ -295,6 +295,8 @@ class Trainer:
             raise UserError(f"{folder} is there and resume is 'never': choose another run folder, or delete this one")
         saved = checkpoint.load(folder, verify=False)
         check_same_model(self.config.model, saved.config.get("model", {}), folder)
+        for change in changed_settings(self.config, saved.config, folder):
+            self.hooks.on_message("warning", f"continuing with other settings: {change}")
         weights = saved.tensors["weights"]
         expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()}, folder)
@@ -397,6 +399,24 @@ def check_same_model(ours: ModelConfig, saved: Mapping[str, Any], folder: Path) 
             f"{folder} holds another model: {'; '.join(differences)}. "
             "Give this run another folder (run: ...), or the model of that checkpoint."
         )
+
+
+def changed_settings(config: TrainConfig, saved: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a resumed run changes of how it learns; batches of another size are an error, as a position would move."""
+    changes = []
+    for section in ("data", "optimizer", "credit"):
+        ours, theirs = plain(config)[section], saved.get(section, {})
+        changes += [
+            (f"{section}.{key}", f"{section}.{key} was {theirs[key]!r} and is {value!r}")
+            for key, value in ours.items()
+            if key in theirs and theirs[key] != value and key not in ("workers", "sampled")
+        ]
+    if resized := [text for key, text in changes if key in ("data.tokens_per_batch", "data.micro_batches")]:
+        raise UserError(
+            f"{folder} cannot be continued with other batches: {'; '.join(resized)}. "
+            "Put the sizes back, or give this run another folder (run: ...)."
+        )
+    return [text for _, text in changes]
 
 
 def check_same_tokenizer(training: Loader, validation: Loader) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from hrm_text.contracts import UserError
 from hrm_text.train import checkpoint
 from hrm_text.train.config import TrainConfig
-from hrm_text.train.hooks import Hook, JsonlMetrics, StepRecord
+from hrm_text.train.hooks import Hook, JsonlMetrics, Level, StepRecord
 from hrm_text.train.loop import Trainer, plain
 
 MakeConfig = Callable[..., TrainConfig]
@@ -278,3 +278,19 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(
         with pytest.raises(UserError, match="the disk is full"):
             Trainer(config({"max_steps": 2}), [*hooks, recorder]).run()
         assert recorder.summary.outcome == "failed"
+
+
+def test_batches_of_another_size_are_refused_and_other_changes_are_told(config: MakeConfig, tmp_path: Path) -> None:
+    train(config({"run": tmp_path / "run"}), StopAfter(3))
+    size = config({"run": tmp_path / "run"}).data.tokens_per_batch
+    with pytest.raises(UserError, match=f"data.tokens_per_batch was {size} and is {2 * size}.*Put the sizes back"):
+        Trainer(config({"run": tmp_path / "run", "data.tokens_per_batch": 2 * size}))
+
+    class Messages(Hook):
+        told: ClassVar[list[str]] = []
+
+        def on_message(self, level: Level, text: str) -> None:
+            self.told.append(text)
+
+    Trainer(config({"run": tmp_path / "run", "optimizer.weight_decay": 0.05}), [Messages()])
+    assert Messages.told == ["continuing with other settings: optimizer.weight_decay was 0.1 and is 0.05"]

@@ -16,7 +16,6 @@ from hrm_text.data.procedural.split import is_held_out
 CPU_WEIGHTS: Mapping[str, float] = {
     "add": 12,
     "sub": 14,
-    "next": 10,
     "compare": 7,
     "sudoku4": 12,
     "reverse": 7,

