@@ -7,7 +7,7 @@ import pytest
 
 from hrm_text.contracts import Engine, UserError
 from hrm_text.eval.metrics import wilson_interval
-from hrm_text.eval.runner import EvalItem, EvalTask, evaluate
+from hrm_text.eval.runner import LENGTH_STEP, EvalItem, EvalTask, evaluate
 
 
 @dataclass
@@ -65,9 +65,9 @@ def test_a_call_has_one_condition_and_one_length_and_is_greedy() -> None:
     longer = EvalTask("longer", items("direct", e="5"), 99, chance=0)
     evaluate(engine, [mixed, same_length, longer])
     assert engine.calls == [
-        (["a", "c", "d"], "direct", 8, 0.0),
-        (["b"], "cot", 8, 0.0),
-        (["e"], "direct", 99, 0.0),
+        (["a", "c", "d"], "direct", LENGTH_STEP, 0.0),
+        (["b"], "cot", LENGTH_STEP, 0.0),
+        (["e"], "direct", 4 * LENGTH_STEP, 0.0),
     ]
 
 
