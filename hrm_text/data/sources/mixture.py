@@ -81,8 +81,14 @@ def build_gpu_mixture(
         else:
             reports.append(report)
             on_progress(report, len(reports), len(jobs))
-    for name in {job[0] for job in waiting}:
-        find_source(name)  # files that are there need nothing installed
+    missing = []
+    for name in dict.fromkeys(job[0] for job in waiting):  # files that are there need nothing installed
+        try:
+            find_source(name)
+        except UserError as error:
+            missing.append(str(error))
+    if missing:
+        raise UserError("\n".join(missing))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_build_file, *job, seed, out) for job in waiting]
         try:
