@@ -39,7 +39,8 @@ from hrm_text.infer.engine import TextModel, load
 from hrm_text.model.attention import Spans
 from hrm_text.model.kernels import packed_attention
 from hrm_text.model.plan import Step, call_names, plan
-from hrm_text.model.recurrence import RecurrentLM, build
+from hrm_text.model.recurrence import build
+from hrm_text.model.weights import parse_dtype
 from hrm_text.recipes.display import Display
 from hrm_text.recipes.presets import QuickstartPreset, find_preset
 from hrm_text.recipes.report import Run, headline, write_report
@@ -185,11 +186,11 @@ class Quickstart:
     def evaluate_untrained(self, display: Display) -> str:
         """Ask the untrained model, so that the report can say what training changed."""
         config = resolved(self.train_config)
-        module = build(config.model, seed=config.seed, device=config.device, dtype=compute_dtype(config))
+        module = build(config.model, seed=config.seed, device=config.device, dtype=parse_dtype(config.dtype))
         info = tokenizer_info(self.paths.tokenizer)
         engine = TextModel(module, PromptFormat(load_tokenizer(self.paths.tokenizer), info))
         evaluation = self._evaluate(engine, self._tasks(self.preset.items_before), display, "before")
-        write_json(self.paths.result("norms_before"), self.state_norms(module))
+        write_json(self.paths.result("norms_before"), self.state_norms(engine))
         return f"{evaluation.mean_accuracy:.1%} right"
 
     def train(self, display: Display) -> str:
@@ -214,7 +215,7 @@ class Quickstart:
         config = resolved(self.train_config)
         engine = load(self.paths.weights, device=config.device, dtype=config.dtype)
         evaluation = self._evaluate(engine, self.tasks, display, "after")
-        write_json(self.paths.result("norms_after"), self.state_norms(engine.module))
+        write_json(self.paths.result("norms_after"), self.state_norms(engine))
         self._write_weights(evaluation.scores)
         return f"{evaluation.mean_accuracy:.1%} right"
 
@@ -279,10 +280,10 @@ class Quickstart:
         )
 
     @torch.no_grad()
-    def state_norms(self, model: RecurrentLM) -> list[dict[str, Any]]:
+    def state_norms(self, engine: TextModel) -> list[dict[str, Any]]:
         """Mean norm over tokens of what each module call writes, and of what it changes, on held-out prompts."""
-        info = PromptFormat(load_tokenizer(self.paths.tokenizer), tokenizer_info(self.paths.tokenizer))
-        prompts = [info.prefix_ids(task.items[0].condition, task.items[0].prompt) for task in self.tasks]
+        model, prompt_format = engine.module, engine.prompt_format
+        prompts = [prompt_format.prefix_ids(task.items[0].condition, task.items[0].prompt) for task in self.tasks]
         lengths = torch.tensor([len(ids) for ids in prompts])
         device = model.lm_head.weight.device
         ids_T = torch.tensor([token for ids in prompts for token in ids], device=device)
@@ -353,11 +354,6 @@ class Quickstart:
             ],
         }
         return run  # type: ignore[return-value]
-
-
-def compute_dtype(config: TrainConfig) -> torch.dtype:
-    """The dtype of a resolved run."""
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
