@@ -17,7 +17,7 @@ from hrm_text import cli
 from hrm_text.data.procedural import generate
 from hrm_text.data.records import write_jsonl
 
-SECONDARY = [f"data {name}" for name in cli.DATA_COMMANDS]
+SECONDARY = [f"{group} {name}" for group, commands in cli.GROUPS.items() for name in commands]
 BAD_LINES = [
     "not json",
     '{"condition": "direct", "instruction": "a"}',
@@ -256,6 +256,14 @@ def test_tasks_that_are_not_there_are_errors(chain: Chain, tasks: str, message: 
     [
         (["tran"], "unknown command 'tran': did you mean 'train'? The commands are quickstart, data, train, "),
         (["data", "tokenise"], "unknown command 'tokenise': did you mean 'tokenize'? The commands are sources, "),
+        (["bench", "trian"], "unknown command 'trian': did you mean 'train'? The commands are train, attention"),
+        (["bench", "train", "--size", "XM"], "unknown size 'XM'; the sizes are tiny, "),
+        (["bench", "train", "--blocks", "fusd"], "bench train: blocks: Input should be 'auto', 'plain', 'compiled' or"),
+        (["bench", "train", "--compare", "block=plain"], "--compare: unknown key 'block'; did you mean 'blocks'?"),
+        (
+            ["bench", "train", "--compare", "plain"],
+            "--compare: expected KEY=VALUE, such as blocks=compiled, found 'plain",
+        ),
         (["data", "clean", "wordnt", "--out", "x"], "unknown source 'wordnt'"),
         (["data", "sample", "none", "--out", "x", "--epochs", "1"], "none"),
         (["data", "sample", "none", "--out", "x", "--epochs", "0"], "epochs is 0, expected at least 1"),
@@ -296,7 +304,7 @@ def test_settings_that_are_wrong_name_the_key(chain: Chain, options: list[str], 
 
 
 def test_every_kind_of_setting_can_be_overridden(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hrm_text.train import loop
+    from hrm_text.recipes import train
 
     seen: list[Any] = []
 
@@ -305,7 +313,7 @@ def test_every_kind_of_setting_can_be_overridden(chain: Chain, monkeypatch: pyte
             seen.append(config)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "Trainer", NoTrainer)
+    monkeypatch.setattr(train, "Trainer", NoTrainer)
     options = "--model.architecture looped --optimizer.betas 0.8 0.9 --logging.tensorboard false --data.epochs=1"
     nothing = "--validation.sampled null --max-steps None --credit.k-min 3"
     assert run("train", chain.folder / "run.yaml", *options.split(), *nothing.split()).code == 130
@@ -351,11 +359,12 @@ def test_help_describes_every_command_and_option(command: str) -> None:
     outcome = run(*command.split(), "--help")
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
-    if command in ("", "data"):
-        for name in cli.DATA_COMMANDS if command else cli.COMMANDS:
+    if command == "" or command in cli.GROUPS:
+        for name in cli.GROUPS.get(command, cli.COMMANDS):
             assert f" {name} " in text
         return
-    function = cli.DATA_COMMANDS[command.removeprefix("data ")] if command in SECONDARY else cli.COMMANDS[command]
+    group, _, name = command.rpartition(" ")
+    function = cli.GROUPS[group][name] if group else cli.COMMANDS[name]
     summary, _, described = (function.__doc__ or "").partition("\n")
     assert summary in text
     options = re.findall(r"^        (\w+): (.+)$", described, re.MULTILINE)
@@ -395,6 +404,18 @@ def test_sources_are_listed_and_cleaned(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- the whole process --
 
 
+def test_bench_compares_two_configurations(tmp_path: Path) -> None:
+    options = ("--size", "tiny", "--tokens", 64, "--steps", 2, "--warmup", 1, "--device", "cpu")
+    compared = ("--compare", "attention=plain", "recompute=full")
+    table = run("bench", "train", *options, *compared)
+    assert table.code == 0, table.err
+    for told in ("tokens/s", "ratio", "attention grouped", "attention plain", "recompute full"):
+        assert told in table.out
+    measured = [json.loads(line) for line in run("bench", "train", *options, *compared, "--json").out.splitlines()]
+    assert [timing["settings"]["attention"] for timing in measured] == ["grouped", "plain"]
+    assert all(timing["steps"] == 2 and timing["tokens_per_second"] > 0 for timing in measured)
+
+
 def test_a_closed_pipe_and_ctrl_c_are_no_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -403,7 +424,7 @@ def test_a_closed_pipe_and_ctrl_c_are_no_tracebacks(monkeypatch: pytest.MonkeyPa
         raise BrokenPipeError
 
     for function, code in ((interrupted, 130), (closed, 0)):
-        monkeypatch.setitem(cli.DATA_COMMANDS, "sources", function)
+        monkeypatch.setitem(cli.GROUPS["data"], "sources", function)
         assert run("data", "sources").code == code
 
 

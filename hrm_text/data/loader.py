@@ -126,7 +126,7 @@ class Loader:
         self.rank, self.num_ranks = rank, num_ranks
         self.mask, self.supervise, self.pad, self.workers = mask, supervise, pad, workers
 
-        metadata = _read_metadata(sampled / "metadata.json")
+        metadata = read_metadata(sampled / "metadata.json")
         self.tokenizer_info: dict[str, Any] = metadata["tokenizer_info"]
         self.vocab_size: int = metadata["vocab_size"]
         """Entries of the tokenizer; every token id is below it."""
@@ -261,7 +261,8 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name}: expected one of {', '.join(choices)}; found {value!r}")
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata.json of a sampled folder, its ``tokenizer_info``, ``max_seq_len`` and ``vocab_size`` checked."""
     metadata = read_json(path)
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: expected keys and values, found {type(metadata).__name__}")

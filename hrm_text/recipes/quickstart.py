@@ -46,9 +46,9 @@ from hrm_text.recipes.presets import QuickstartPreset, find_preset
 from hrm_text.recipes.report import Run, headline, write_report
 from hrm_text.recipes.stages import Progress, Stage
 from hrm_text.settings import from_mapping, to_mapping
-from hrm_text.train.config import TrainConfig
+from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.hooks import Hook, JsonlMetrics, TensorBoard
-from hrm_text.train.loop import Trainer, plain, resolved
+from hrm_text.train.loop import Trainer, resolved
 from hrm_text.train.metrics import device_memory_bytes
 
 STEP_BY_STEP = "cot"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from hrm_text.model.config import ModelConfig
-from hrm_text.settings import settings
+from hrm_text.settings import settings, to_mapping
 from hrm_text.train.schedule import CreditAssignment, LearningRate
 
 Count = Annotated[int, Field(ge=1)]
+AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
 
 
 @settings
@@ -77,7 +78,27 @@ class LoggingConfig:
 
 
 @settings
-class TrainConfig:
+class ExecutionConfig:
+    """How to compute, which changes nothing of what is computed, rounding aside."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, then MPS, then the CPU."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass; auto: bfloat16 on CUDA, float32 elsewhere. Master weights are always fp32."""
+    blocks: Literal["auto", "plain", "compiled", "fused"] = "auto"
+    """How the blocks are computed. plain: PyTorch. compiled: torch.compile, once. fused: kernels of our own in Triton.
+    auto: fused on CUDA where it can be, compiled on other CUDA, plain elsewhere."""
+    attention: AttentionBackend = "auto"
+    """How attention is computed; auto: the fastest that the machine has. Fused blocks have their own: triton."""
+    recompute: Literal["auto", "none", "some", "full"] = "auto"
+    """What the backward pass computes again, to save memory. none: nothing. some: what is cheap (fused blocks alone).
+    full: all but the input of each block. auto: some with fused blocks, none otherwise."""
+    fp8: bool = False
+    """Matrix products of the blocks in FP8; needs fused blocks, and a GPU of compute capability 8.9 or more."""
+
+
+@settings
+class TrainConfig(ExecutionConfig):
     """A training run."""
 
     run: Path
@@ -100,13 +121,19 @@ class TrainConfig:
     """Recording."""
     max_steps: Count | None = None
     """End the run, and its schedules, after so many steps; null is the end of the data."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: CUDA where there is one, then MPS, then the CPU."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward and backward pass; auto: bfloat16 on CUDA, float32 elsewhere. Master weights are always fp32."""
-    attention: Literal["auto", "plain", "grouped", "flex"] = "auto"
-    """How attention is computed; auto: flex on CUDA, grouped elsewhere."""
-    compile: Literal["auto", "always", "never"] = "auto"
-    """Compile each block with torch.compile; auto: on CUDA."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest good checkpoint in RUN. never: an error if there is one."""
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The settings as values that YAML and JSON know."""
+
+    def simple(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: simple(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [simple(inner) for inner in value]
+        return str(value) if isinstance(value, Path) else value
+
+    mapping: dict[str, Any] = simple(to_mapping(config))
+    return mapping

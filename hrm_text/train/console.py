@@ -46,8 +46,10 @@ class Console(Hook):
             self._live.start()
 
     def on_step(self, record: StepRecord) -> None:
-        self._record = record
         now = self._clock()
+        if self._record is None:
+            self._print(f"first step after {now - self._started:.1f} s")
+        self._record = record
         due = now - self._last_line >= self._seconds_per_line and record.step < record.total_steps
         if due and not self._animated:
             self._last_line = now

@@ -74,19 +74,20 @@ class Rate:
     """How fast the last few steps were."""
 
     seconds: float
-    """Wall time of the last step alone."""
+    """Wall time of the last step alone: since the step before it, or since the last pause."""
     tokens_per_second: float
     mfu: float | None
     """Model FLOPs utilisation: the plan's FLOPs over the peak's, 0 to 1; None where the peak is not known."""
 
 
 class Throughput:
-    """Times training steps and nothing between them, so that validation and saving do not count::
+    """Times the steps of a run by the moments at which their results arrive, whenever they were launched::
 
-        meter.start()
-        ...                                              # one step, ended by something that waits for the device
-        rate = meter.stop(tokens=tokens, flops=flops)
+        meter.start()                                    # and again after a pause, such as validation or saving
+        ...                                              # steps are launched, and the results of one arrive
+        rate = meter.lap(tokens=tokens, flops=flops)
 
+    Laps between two starts add up to the time that passed, so launching ahead of the device cannot look like speed.
     Rates are over the last ``window`` steps together.
     """
 
@@ -97,16 +98,17 @@ class Throughput:
         self._peak_flops = peak_flops
         self._clock = clock
         self._steps: deque[tuple[float, int, float]] = deque(maxlen=window)
-        self._started: float | None = None
+        self._last: float | None = None
 
     def start(self) -> None:
-        self._started = self._clock()
+        """Begin to count."""
+        self._last = self._clock()
 
-    def stop(self, tokens: int, flops: float) -> Rate:
-        """End the step that was started; ``tokens`` and ``flops`` are of all devices together."""
-        assert self._started is not None, "stop() without start()"
-        seconds = self._clock() - self._started
-        self._started = None
+    def lap(self, tokens: int, flops: float) -> Rate:
+        """A step is done; ``tokens`` and ``flops`` are of all devices together."""
+        assert self._last is not None, "lap() without start()"
+        now = self._clock()
+        seconds, self._last = now - self._last, now
         self._steps.append((seconds, tokens, flops))
         window_seconds = max(sum(step[0] for step in self._steps), 1e-9)  # a clock may stand still
         mfu = None

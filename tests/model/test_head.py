@@ -1,10 +1,35 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from hrm_text.contracts import IGNORE_INDEX
-from hrm_text.model.head import supervised_loss
+from hrm_text.model.head import Targets, supervised_loss
+
+
+def one_sample(labels_T: torch.Tensor) -> Targets:
+    return Targets.of(labels_T, torch.tensor([0, len(labels_T)]))
+
+
+def test_targets_name_the_position_the_label_and_the_sample() -> None:
+    labels = torch.tensor([IGNORE_INDEX, 7, 8, IGNORE_INDEX, IGNORE_INDEX, 5, IGNORE_INDEX])
+    targets = Targets.of(labels, torch.tensor([0, 2, 3, 5, 6]))  # the last token is padding
+    assert targets.positions_S.tolist() == [1, 2, 5]
+    assert targets.labels_S.tolist() == [7, 8, 5]
+    assert targets.owners_S.tolist() == [0, 1, 3]  # sample 2 has nothing supervised
+    assert targets.num_samples == 4
+    moved = targets.to(torch.device("meta"))
+    assert {x.device.type for x in (moved.positions_S, moved.labels_S, moved.owners_S)} == {"meta"}
+    same = targets.to(torch.device("cpu"), non_blocking=True)
+    for name in ("positions_S", "labels_S", "owners_S"):
+        assert torch.equal(getattr(same, name), getattr(targets, name))
+    assert same.num_samples == 4
+
+
+def test_supervised_padding_is_refused() -> None:
+    with pytest.raises(AssertionError, match="padding"):
+        Targets.of(torch.tensor([1, 2, 3]), torch.tensor([0, 2]))
 
 
 def test_the_loss_is_the_sum_of_cross_entropies_and_so_is_its_gradient() -> None:
@@ -15,7 +40,7 @@ def test_the_loss_is_the_sum_of_cross_entropies_and_so_is_its_gradient() -> None
     for ours in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if ours:
-            loss = supervised_loss(h, w, labels, torch.zeros(9, dtype=torch.long), 1).loss
+            loss = supervised_loss(h, w, one_sample(labels)).loss
         else:
             loss = F.cross_entropy(h @ w.T, labels, ignore_index=IGNORE_INDEX, reduction="sum")
         loss.backward()
@@ -25,10 +50,11 @@ def test_the_loss_is_the_sum_of_cross_entropies_and_so_is_its_gradient() -> None
 
 def test_accuracies_count_tokens_and_whole_responses() -> None:
     """Identity head: the most likely id of a position is where its hidden state is largest."""
-    said = torch.tensor([0, 1, 2, 3, 1, 1, 2, 0])
-    labels = torch.tensor([IGNORE_INDEX, 1, 2, 3, IGNORE_INDEX, 0, 2, IGNORE_INDEX])
-    samples = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3])  # 0: both right; 1: right; 2: one of two; 3: nothing supervised
-    sums = supervised_loss(F.one_hot(said, 4).float(), torch.eye(4), labels, samples, 4)
+    said = torch.tensor([0, 1, 2, 3, 1, 1, 2, 0, 3])
+    labels = torch.tensor([IGNORE_INDEX, 1, 2, 3, IGNORE_INDEX, 0, 2, IGNORE_INDEX, IGNORE_INDEX])
+    # 0: both right; 1: right; 2: one of two; 3: nothing supervised; then padding
+    targets = Targets.of(labels, torch.tensor([0, 3, 4, 7, 8]))
+    sums = supervised_loss(F.one_hot(said, 4).float(), torch.eye(4), targets)
     assert int(sums.tokens) == 5
     assert int(sums.correct_tokens) == 4
     assert int(sums.samples) == 3
@@ -37,7 +63,7 @@ def test_accuracies_count_tokens_and_whole_responses() -> None:
 
 def test_a_batch_without_supervised_tokens_costs_nothing() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
-    sums = supervised_loss(hidden, torch.randn(5, 4), torch.full((3,), IGNORE_INDEX), torch.zeros(3).long(), 1)
+    sums = supervised_loss(hidden, torch.randn(5, 4), one_sample(torch.full((3,), IGNORE_INDEX)))
     sums.loss.backward()
     assert float(sums.loss.detach()) == 0
     assert hidden.grad is not None and not hidden.grad.any()
@@ -46,5 +72,4 @@ def test_a_batch_without_supervised_tokens_costs_nothing() -> None:
 
 def test_low_precision_states_give_a_loss_in_fp32() -> None:
     hidden, weight = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
-    sums = supervised_loss(hidden, weight, torch.tensor([0, 1, 2]), torch.zeros(3).long(), 1)
-    assert sums.loss.dtype == torch.float32
+    assert supervised_loss(hidden, weight, one_sample(torch.tensor([0, 1, 2]))).loss.dtype == torch.float32

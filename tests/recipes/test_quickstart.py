@@ -24,7 +24,7 @@ from hrm_text.files import read_json, sha256
 from hrm_text.recipes import presets
 from hrm_text.recipes.quickstart import Quickstart, quickstart
 from hrm_text.settings import from_mapping
-from hrm_text.train.loop import Trainer
+from hrm_text.train.step import TrainingStep
 
 STAGES = ["records", "tokenizer", "tokenise", "sample", "test before", "train", "export", "test after", "report"]
 
@@ -194,7 +194,7 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_weights(
     ]  # fmt: skip
     for name in methods:
         monkeypatch.setattr(Quickstart, name, failing_once(getattr(Quickstart, name), after=1))
-    monkeypatch.setattr(Trainer, "train_step", failing_once(Trainer.train_step, after=8))
+    monkeypatch.setattr(TrainingStep, "run", failing_once(TrainingStep.run, after=8))
     monkeypatch.setattr("hrm_text.recipes.quickstart.write_report", lambda run, path: path.touch())  # slow to draw
     interruptions = 0
     while True:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from hrm_text.contracts import IGNORE_INDEX, PackedBatch
+from hrm_text.data.loader import PAD_ID, LoaderStep
 from hrm_text.data.procedural import generate
 from hrm_text.data.records import BadRecords, find_record_files, read_texts, write_jsonl
 from hrm_text.data.sample import sample_epochs
@@ -140,6 +143,29 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def assert_same_fixture() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]:
     """To the bit."""
     return assert_same
+
+
+def random_step(seed: int, pad_to: int = 0) -> LoaderStep:
+    """A few samples of random ids and lengths: no two seeds have the same numbers of tokens and samples."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    lengths = rng.integers(2, 60, 3 + seed)
+    prefixes = rng.integers(1, lengths)
+    starts = np.concatenate([[0], lengths.cumsum()])
+    filled = int(starts[-1])
+    size = max(filled, pad_to)
+    ids, positions = np.full(size, PAD_ID), np.zeros(size, np.int64)
+    labels = np.full(size, IGNORE_INDEX)
+    ids[:filled] = rng.integers(0, 256, filled)
+    positions[:filled] = np.arange(filled) - np.repeat(starts[:-1], lengths)
+    answered = positions[:filled] >= np.repeat(prefixes - 1, lengths)
+    labels[:filled][answered] = rng.integers(0, 256, int(answered.sum()))
+    batch = PackedBatch(ids, labels, positions, starts, prefixes)
+    return LoaderStep([batch], batch.num_supervised, batch.num_samples, filled)
+
+
+@pytest.fixture(name="random_step")
+def random_step_fixture() -> Callable[..., LoaderStep]:
+    return random_step
 
 
 def untimed_metrics(run: Path) -> list[dict[str, Any]]:

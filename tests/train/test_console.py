@@ -48,8 +48,9 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_step(clock: Clock, log: io.
     hook.on_end(RunSummary(100, 100, "finished", 100.0, Path("runs/[a]/step_00000100")))
     lines = log.getvalue().splitlines()
     assert lines[0] == "training 1,234,567 parameters on cpu, steps 1 to 100, in runs/[a]"
-    assert [line.split()[1] for line in lines[1:-1]] == ["30/100", "60/100", "90/100", "100/100"]
-    assert lines[1] == (
+    assert lines[1] == "first step after 1.0 s"
+    assert [line.split()[1] for line in lines[2:-1]] == ["30/100", "60/100", "90/100", "100/100"]
+    assert lines[2] == (
         "step 30/100  epoch 2  loss 0.4213  exact 50.0%  12,345 tokens/s  mfu 41.2%  K 4  lr 2.20e-04  "
         "1.5 GiB  ETA 1:10"
     )

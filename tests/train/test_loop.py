@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,11 +16,15 @@ from hrm_text.contracts import PackedBatch, UserError
 from hrm_text.data.loader import LoaderStep
 from hrm_text.data.tokenizer import train_tokenizer
 from hrm_text.files import read_json, write_json
+from hrm_text.model.checkpoint_files import load, step_folders
 from hrm_text.model.config import RECURRENCE
 from hrm_text.model.head import LossSums
 from hrm_text.settings import from_mapping, read_yaml
 from hrm_text.train.config import TrainConfig
-from hrm_text.train.loop import Totals, Trainer, resolved
+from hrm_text.train.hooks import JsonlMetrics
+from hrm_text.train.loop import Trainer, resolved
+from hrm_text.train.readback import Readback
+from hrm_text.train.step import Totals, added
 
 MakeConfig = Callable[..., TrainConfig]
 State = dict[str, Tensor]
@@ -32,57 +35,7 @@ def first_step(trainer: Trainer) -> LoaderStep:
     return step
 
 
-def laid_end_to_end(batches: list[PackedBatch]) -> PackedBatch:
-    """Several packed batches as one, samples in the same order."""
-    tokens = np.cumsum([0, *(batch.num_tokens for batch in batches)])
-    starts = [batch.sample_starts[:-1] + offset for batch, offset in zip(batches, tokens, strict=False)]
-    return PackedBatch(
-        input_ids=np.concatenate([batch.input_ids for batch in batches]),
-        labels=np.concatenate([batch.labels for batch in batches]),
-        position_ids=np.concatenate([batch.position_ids for batch in batches]),
-        sample_starts=np.concatenate([*starts, tokens[-1:]]),
-        prefix_lengths=np.concatenate([batch.prefix_lengths for batch in batches]),
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- one step --
-
-
-def gradients_of(trainer: Trainer, batch: LoaderStep, monkeypatch: pytest.MonkeyPatch) -> tuple[State, Totals]:
-    """What a step hands to its optimizer, which takes no step."""
-    taken: list[State] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.optimizer, "step", lambda gradients: taken.append({**gradients}))
-        totals = trainer.train_step(batch, k=5, lr=1e-3)
-    return {name: gradient.clone() for name, gradient in taken[0].items()}, totals
-
-
-def test_accumulated_micro_batches_are_the_large_batch(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(config({"data.micro_batches": 4, "data.tokens_per_batch": 64}))
-    step = first_step(trainer)
-    assert len(step.batches) == 4
-    added, added_totals = gradients_of(trainer, step, monkeypatch)
-    whole = dataclasses.replace(step, batches=[laid_end_to_end(step.batches)])
-    large, large_totals = gradients_of(trainer, whole, monkeypatch)
-    assert dataclasses.replace(added_totals, loss=0) == dataclasses.replace(large_totals, loss=0)
-    assert added_totals.loss == pytest.approx(large_totals.loss, rel=1e-6)
-    assert added.keys() == large.keys() == dict(trainer.model.named_parameters()).keys()
-    for name, gradient in large.items():
-        assert torch.allclose(added[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())), name
-
-
-def test_the_gradient_is_that_of_the_mean_over_all_supervised_tokens(
-    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(config())
-    step = first_step(trainer)
-    found, totals = gradients_of(trainer, step, monkeypatch)
-    assert totals.tokens == step.supervised == sum(batch.num_supervised for batch in step.batches)
-    assert totals.samples == step.samples
-    mean = torch.stack([trainer.loss(batch, 5).loss for batch in step.batches]).sum() / step.supervised
-    expected = torch.autograd.grad(mean, list(trainer.optimizer.parameters.values()))
-    for name, gradient in zip(trainer.optimizer.parameters, expected, strict=True):
-        assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())), name
+# ----------------------------------------------------------------------------------------------------- skipped steps --
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])
@@ -97,21 +50,21 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     micro_batches: int,
 ) -> None:
     trainer = Trainer(config({"max_steps": 4, "data.micro_batches": micro_batches}), [recorder])
-    loss, train_step = trainer.loss, trainer.train_step
+    loss, run = trainer.training.loss, trainer.training.run
     before_and_after: list[tuple[State, State]] = []
 
     def poisoned(batch: PackedBatch, k: int | None) -> LossSums:
         sums = loss(batch, k)
         return dataclasses.replace(sums, loss=sums.loss * float(number)) if trainer.step in (1, 2) else sums
 
-    def observed(batch: LoaderStep, k: int, lr: float) -> Totals:
+    def observed(batch: LoaderStep, k: int, lr: float) -> Tensor:
         before = learned(trainer)
-        totals = train_step(batch, k, lr)
+        sums = run(batch, k, lr)
         before_and_after.append((before, learned(trainer)))
-        return totals
+        return sums
 
-    monkeypatch.setattr(trainer, "loss", poisoned)
-    monkeypatch.setattr(trainer, "train_step", observed)
+    monkeypatch.setattr(trainer.training, "loss", poisoned)
+    monkeypatch.setattr(trainer.training, "run", observed)
     trainer.run()
     assert [record.skipped for record in recorder.steps] == [0, 1, 2, 2]
     assert [math.isfinite(record.loss) for record in recorder.steps] == [True, False, False, True]
@@ -121,6 +74,47 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
             assert_same(after, before)
         else:
             assert not torch.equal(after["lm_head.weight/"], before["lm_head.weight/"])
+
+
+def test_what_is_read_a_step_late_is_the_same(
+    config: MakeConfig,
+    recorder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    untimed_metrics: Callable[[Path], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    """On a GPU a step is launched before the one before it is read: the records and the checkpoints do not show it."""
+    told: dict[int, list[Any]] = {}
+    events: list[tuple[str, int]] = []
+    for late in (0, 1, 3):
+        settings = config({"run": tmp_path / str(late), "checkpoint.every_steps": 3, "max_steps": 11})
+        trainer = Trainer(settings, [recorder, JsonlMetrics(settings.run / "metrics.jsonl")])
+        trainer.readback = Readback(late)
+        run, loss = trainer.training.run, trainer.training.loss
+
+        def observed(*arguments: Any, run: Any = run, trainer: Trainer = trainer) -> Tensor:
+            events.append(("launched", trainer.step + 1))
+            return run(*arguments)
+
+        def poisoned(batch: PackedBatch, k: int | None, loss: Any = loss, trainer: Trainer = trainer) -> LossSums:
+            sums = loss(batch, k)  # steps 3, 7 and 8; validation after step 5 is not poisoned
+            return dataclasses.replace(sums, loss=sums.loss * (math.inf if trainer.step in (2, 6, 7) and k else 1))
+
+        monkeypatch.setattr(trainer.training, "run", observed)
+        monkeypatch.setattr(trainer.training, "loss", poisoned)
+        monkeypatch.setattr(recorder, "on_step", lambda record: events.append(("read", record.step)))
+        trainer.run()
+        states = [load(folder).state for folder in step_folders(settings.run / "checkpoints")]
+        assert [(state["step"], state["skipped"], state["skipped_in_a_row"]) for state in states] == [
+            (6, 1, 0), (9, 3, 0), (11, 3, 0)
+        ]  # fmt: skip
+        told[late] = untimed_metrics(settings.run)
+        if late == 1:  # step 2 is launched before 1 is read; all is read before saving (3, 6, 9) and validating (5, 10)
+            order = "L1 L2 R1 L3 R2 R3 L4 L5 R4 R5 L6 R6 L7 L8 R7 L9 R8 R9 L10 R10 L11 R11"
+            assert " ".join(what[0].upper() + str(step) for what, step in events) == order
+        events.clear()
+    assert told[0] == told[1] == told[3]
+    assert [record["skipped"] for record in told[0] if record["kind"] == "step"] == [0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3]
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(config: MakeConfig, recorder: Any) -> None:
@@ -184,7 +178,8 @@ def test_masks_and_supervision_make_different_objectives(config: MakeConfig, tmp
         )
         trainer.run()
         step = first_step(trainer)
-        return Totals.of([trainer.loss(batch, None) for batch in step.batches]).loss, step.supervised
+        sums = added([trainer.training.loss(batch, None) for batch in step.batches])
+        return Totals.of(sums.tolist()).loss, step.supervised
 
     prefix, supervised = first({})
     causal, supervised_causal = first({"model.prefix_lm": False})
@@ -219,7 +214,8 @@ def test_the_run_folder_says_how_it_was_made(config: MakeConfig) -> None:
     trainer.run()
     written = from_mapping(TrainConfig, read_yaml(trainer.config.run / "config.yaml"), "config.yaml")
     assert written == trainer.config == resolved(written)
-    assert (written.device, written.dtype, written.attention, written.compile) == ("cpu", "float32", "grouped", "never")
+    chosen = (written.device, written.dtype, written.blocks, written.attention, written.recompute, written.fp8)
+    assert chosen == ("cpu", "float32", "plain", "grouped", "none", False)
     saved = trainer.config.run / "checkpoints" / "step_00000001" / "config.yaml"
     assert yaml.safe_load(saved.read_text()) == read_yaml(trainer.config.run / "config.yaml")
 
@@ -246,8 +242,8 @@ def test_validation_is_of_the_averaged_weights_and_leaves_the_live_ones(
 
     def held_out_loss() -> float:
         assert trainer.validation is not None
-        totals = Totals.of([trainer.loss(batch, None) for step, _ in trainer.validation for batch in step.batches])
-        return totals.loss / totals.tokens
+        batches = [batch for step, _ in trainer.validation for batch in step.batches]
+        return Totals.of(added([trainer.training.loss(batch, None) for batch in batches]).tolist()).mean_loss
 
     raw = held_out_loss()
     trainer.model.load_state_dict(trainer.optimizer.ema_weights(), strict=False)
@@ -265,7 +261,7 @@ def test_live_weights_come_back_after_an_error(
         assert not torch.equal(trainer.model.lm_head.weight, before)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "loss", interrupted)
+    monkeypatch.setattr(trainer.training, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trainer.validate()
     assert torch.equal(trainer.model.lm_head.weight, before)

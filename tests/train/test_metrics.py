@@ -49,7 +49,7 @@ def test_throughput_counts_steps_and_not_the_pauses_between_them() -> None:
     for seconds, tokens in ((1.0, 999), (1.0, 100), (3.0, 300)):
         meter.start()
         clock.now += seconds
-        rates.append(meter.stop(tokens=tokens, flops=4.0 * tokens))
+        rates.append(meter.lap(tokens=tokens, flops=4.0 * tokens))
         clock.now += 50  # validation
     assert [rate.seconds for rate in rates] == [1, 1, 3]
     assert rates[0].tokens_per_second == 999
@@ -57,10 +57,20 @@ def test_throughput_counts_steps_and_not_the_pauses_between_them() -> None:
     assert rates[2].mfu == pytest.approx(0.4)
 
 
+def test_steps_whose_results_arrive_in_a_heap_are_no_faster() -> None:
+    clock = Clock()
+    meter = Throughput(clock=clock)
+    meter.start()
+    clock.now += 6.0  # three steps were launched at once, and all have arrived
+    rates = [meter.lap(tokens=100, flops=1.0) for _ in range(3)]
+    assert [rate.seconds for rate in rates] == [6, 0, 0]
+    assert rates[-1].tokens_per_second == 300 / 6
+
+
 def test_without_a_peak_there_is_no_utilisation() -> None:
     meter = Throughput()
     meter.start()
-    assert meter.stop(tokens=1, flops=1.0).mfu is None
+    assert meter.lap(tokens=1, flops=1.0).mfu is None
 
 
 def test_memory_of_a_cpu_run_is_the_most_of_this_process_alone() -> None:

@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hrm_text.contracts import UserError
-from hrm_text.train.optimizer import AdamAtan2
+from hrm_text.train.optimizer import AdamAtan2, Override, joined, split_
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+without_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+both_paths = pytest.mark.parametrize("fused", [False, pytest.param(True, marks=without_triton)])
 SHAPES = {"embedding": (5, 3), "block.weight": (4, 4), "bias": (7,)}
 
 
 def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in SHAPES.items()}
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=generator).to(DEVICE, dtype)) for name, shape in SHAPES.items()
+    }
 
 
 def gradients(steps: int, scale: float = 1.0) -> list[dict[str, Tensor | None]]:
@@ -37,7 +45,7 @@ def train(optimizer: AdamAtan2, grads: Sequence[dict[str, Tensor | None]], lr: f
     for step_grads in grads:
         for name, parameter in optimizer.parameters.items():
             grad = step_grads[name]
-            parameter.grad = None if grad is None else grad.to(parameter.dtype)
+            parameter.grad = None if grad is None else grad.to(DEVICE, parameter.dtype)
         if lr is not None:
             optimizer.lr = lr
         optimizer.step()
@@ -58,11 +66,12 @@ def scalar_oracle(
     return p, m, v, ema
 
 
-def test_fifty_steps_are_those_of_the_scalar_formula() -> None:
+@both_paths
+def test_fifty_steps_are_those_of_the_scalar_formula(fused: bool) -> None:
     b1, b2, decay, ema_decay = 0.8, 0.97, 0.3, 0.9
     params = parameters()
     start = {name: p.detach().double().flatten().tolist() for name, p in params.items()}
-    optimizer = AdamAtan2(params.items(), lr=0.0, betas=(b1, b2), weight_decay=decay, ema_decay=ema_decay)
+    optimizer = AdamAtan2(params.items(), lr=0.0, betas=(b1, b2), weight_decay=decay, ema_decay=ema_decay, fused=fused)
     grads = gradients(50)
     lrs = [0.01 * (1 + step % 5) for step in range(50)]
     for step_grads, lr in zip(grads, lrs, strict=True):
@@ -77,10 +86,12 @@ def test_fifty_steps_are_those_of_the_scalar_formula() -> None:
                 scalar_oracle(start[name][index], series, lrs, b1, b2, decay, ema_decay), dtype=torch.float64
             )
         p, m, v, ema = expected.view(4, *shape)
-        torch.testing.assert_close(params[name].detach().double(), p, rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(state["exp_avg"][name].double(), m, rtol=1e-5, atol=float(m.abs().max()) * 1e-6)
-        torch.testing.assert_close(state["exp_avg_sq"][name].double(), v, rtol=1e-5, atol=0)
-        torch.testing.assert_close(optimizer.ema_weights()[name].double(), ema, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(params[name].detach().double().cpu(), p, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(
+            state["exp_avg"][name].double().cpu(), m, rtol=1e-5, atol=float(m.abs().max()) * 1e-6
+        )
+        torch.testing.assert_close(state["exp_avg_sq"][name].double().cpu(), v, rtol=1e-5, atol=0)
+        torch.testing.assert_close(optimizer.ema_weights()[name].double().cpu(), ema, rtol=2e-6, atol=2e-6)
 
 
 def test_a_weight_without_gradient_only_decays() -> None:
@@ -120,13 +131,14 @@ def test_the_first_step_moves_every_weight_by_almost_the_learning_rate() -> None
     # m = (1 - b1) g against sqrt(v) / sqrt(1 - b2) = |g|
     moved = 0.01 * math.atan(0.1) / 0.1
     torch.testing.assert_close(
-        before - optimizer.parameters["bias"].detach(), torch.full((7,), moved), rtol=1e-3, atol=0
+        before - optimizer.parameters["bias"].detach(), torch.full((7,), moved, device=DEVICE), rtol=1e-3, atol=0
     )
 
 
-def test_bf16_parameters_are_the_rounded_copy_of_fp32_weights_that_lose_nothing() -> None:
-    half = AdamAtan2(parameters(torch.bfloat16).items(), lr=1e-4)
-    full = AdamAtan2(((n, nn.Parameter(p.detach().float())) for n, p in half.parameters.items()), lr=1e-4)
+@both_paths
+def test_bf16_parameters_are_the_rounded_copy_of_fp32_weights_that_lose_nothing(fused: bool) -> None:
+    half = AdamAtan2(parameters(torch.bfloat16).items(), lr=1e-4, fused=fused)
+    full = AdamAtan2(((n, nn.Parameter(p.detach().float())) for n, p in half.parameters.items()), lr=1e-4, fused=fused)
     grads = [{n: None if g is None else g.bfloat16().float() for n, g in step.items()} for step in gradients(40)]
     before = {name: p.detach().clone() for name, p in half.parameters.items()}
     train(half, grads)
@@ -137,25 +149,98 @@ def test_bf16_parameters_are_the_rounded_copy_of_fp32_weights_that_lose_nothing(
         assert master[name].dtype == half.ema_weights()[name].dtype == torch.float32
         assert torch.equal(master[name], full.parameters[name])
         assert torch.equal(half.ema_weights()[name], full.ema_weights()[name])
-        assert torch.equal(parameter, master[name].bfloat16())
-    # Steps of 1e-4 vanish in bf16 one by one and add up in fp32: that is what the master weights are for.
+        assert torch.equal(parameter, master[name].bfloat16())  # no tie among these
+    # Steps of 1e-4 vanish in bf16 one by one and add up in fp32: that is what the remainder is for.
     assert not torch.equal(half.parameters["bias"], before["bias"])
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=50))
+def test_parameter_and_remainder_are_the_weight_to_the_bit(bits: list[int]) -> None:
+    """Whatever 32 bits it has: infinities, NaNs and the largest numbers, which round to infinity, included."""
+    weight = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    parameter, remainder = torch.empty(len(bits), dtype=torch.bfloat16), torch.empty(len(bits), dtype=torch.int16)
+    split_(weight, parameter, remainder)
+    assert torch.equal(joined(parameter, remainder).view(torch.int32), weight.view(torch.int32))
+    ordinary = weight.isfinite()
+    nearest = weight.bfloat16()
+    ties = remainder == -(2**15)
+    assert torch.equal(parameter[ordinary & ~ties], nearest[ordinary & ~ties])
+    # Midway between two, the one farther from zero; "nearest" takes the even one.
+    assert bool((parameter.float().abs() > weight.abs())[ordinary & ties].all())
+
+
+@both_paths
+def test_a_step_that_is_not_finite_changes_nothing(fused: bool) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        optimizer = AdamAtan2(parameters(dtype).items(), lr=0.01, fused=fused)
+        bad = {name: torch.full(shape, math.nan, device=DEVICE, dtype=dtype) for name, shape in SHAPES.items()}
+        for taken in range(3):
+            before = snapshot(optimizer)
+            optimizer.step(bad, finite=torch.tensor(False, device=DEVICE))
+            assert all(torch.equal(x, y) for x, y in zip(before, snapshot(optimizer), strict=True))
+            assert optimizer.step_count == taken
+            train(optimizer, gradients(1))
+        following = AdamAtan2(parameters(dtype).items(), lr=0.01, fused=fused)
+        for _ in range(3):
+            for name, grad in gradients(1)[0].items():
+                following.parameters[name].grad = None if grad is None else grad.to(DEVICE, dtype)
+            following.step(finite=torch.tensor(True, device=DEVICE))
+        assert all(torch.equal(x, y) for x, y in zip(snapshot(following), snapshot(optimizer), strict=True))
+
+
+def snapshot(optimizer: AdamAtan2) -> list[Tensor]:
+    """All that a step may change."""
+    state = optimizer.state_dict()
+    groups = ("master", "exp_avg", "exp_avg_sq", "ema")
+    values = [state["step"], *optimizer.parameters.values(), *(x for key in groups for x in state[key].values())]
+    return [value.detach().clone() for value in values]
+
+
+@both_paths
+def test_overrides_are_the_settings_of_an_optimizer_of_their_own(fused: bool) -> None:
+    overrides = [
+        Override("*", lr_scale=3.0),
+        Override("block.*", lr_scale=0.5, weight_decay=0.0),
+        Override("bias", weight_decay=0.7),
+    ]
+    mixed = AdamAtan2(parameters().items(), lr=0.01, overrides=overrides, fused=fused)
+    train(mixed, gradients(10), lr=0.02)
+    for name, lr, weight_decay in (("embedding", 0.06, 0.1), ("block.weight", 0.01, 0.0), ("bias", 0.02, 0.7)):
+        alone = AdamAtan2(parameters().items(), lr=0.0, weight_decay=weight_decay, fused=fused)
+        train(alone, gradients(10), lr=lr)
+        assert torch.equal(mixed.parameters[name], alone.parameters[name])
+        assert torch.equal(mixed.ema_weights()[name], alone.ema_weights()[name])
+
+
+def test_overrides_of_nothing_or_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match="'norm.*'.* matches none of the parameters: embedding, block.weight, bias"):
+        AdamAtan2(parameters().items(), lr=0.1, overrides=[Override("norm*")])
+    for bad in (Override("*", lr_scale=-1.0), Override("*", weight_decay=float("nan"))):
+        with pytest.raises(UserError, match="expected lr_scale and weight_decay >= 0"):
+            AdamAtan2(parameters().items(), lr=0.1, overrides=[bad])
+
+
+def test_dtypes_that_cannot_be_trained_are_refused() -> None:
+    for dtype in (torch.float16, torch.float64):
+        with pytest.raises(UserError, match=f"'embedding' is {dtype}"):
+            AdamAtan2(parameters(dtype).items(), lr=0.1)
 
 
 def test_fp32_parameters_have_no_second_copy() -> None:
     assert AdamAtan2(parameters().items(), lr=0.1).state_dict()["master"] == {}
 
 
+@both_paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_optimizer_continues_to_the_bit(dtype: torch.dtype) -> None:
+def test_a_restored_optimizer_continues_to_the_bit(dtype: torch.dtype, fused: bool) -> None:
     grads = gradients(30)
-    whole = AdamAtan2(parameters(dtype).items(), lr=0.01)
+    whole = AdamAtan2(parameters(dtype).items(), lr=0.01, fused=fused)
     train(whole, grads)
 
-    first = AdamAtan2(parameters(dtype).items(), lr=0.01)
+    first = AdamAtan2(parameters(dtype).items(), lr=0.01, fused=fused)
     train(first, grads[:17])
     weights = {name: p.detach().clone() for name, p in first.parameters.items()}
-    second = AdamAtan2(parameters(dtype, seed=9).items(), lr=0.01)
+    second = AdamAtan2(parameters(dtype, seed=9).items(), lr=0.01, fused=fused)
     for name, parameter in second.parameters.items():
         parameter.data.copy_(weights[name])
     second.load_state_dict(first.state_dict())
@@ -180,9 +265,9 @@ def test_fp32_parameters_take_the_master_weights_of_a_bf16_run() -> None:
 def test_state_of_another_model_is_refused_before_anything_changes() -> None:
     optimizer = AdamAtan2(parameters().items(), lr=0.01)
     train(optimizer, gradients(3))
-    wide = {**parameters(), "bias": nn.Parameter(torch.ones(8))}
+    wide = {**parameters(), "bias": nn.Parameter(torch.ones(8, device=DEVICE))}
     fewer = {name: p for name, p in parameters().items() if name != "bias"}
-    other = {**fewer, "norm": nn.Parameter(torch.ones(2))}
+    other = {**fewer, "norm": nn.Parameter(torch.ones(2, device=DEVICE))}
     before = {name: p.detach().clone() for name, p in optimizer.parameters.items()}
     cases = {
         "'bias' has shape \\[8\\], expected \\[7\\]": AdamAtan2(wide.items(), lr=0.01).state_dict(),

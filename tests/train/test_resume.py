@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hrm_text.contracts import UserError
 from hrm_text.train import checkpoint
-from hrm_text.train.config import TrainConfig
+from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.hooks import Hook, JsonlMetrics, Level, StepRecord
-from hrm_text.train.loop import Trainer, plain
+from hrm_text.train.loop import Trainer
 
 MakeConfig = Callable[..., TrainConfig]
 State = dict[str, Tensor]

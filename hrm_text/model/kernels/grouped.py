@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrm_text.model.attention import Spans
+from hrm_text.model.kernels.transfer import to_device
 
 # A group ends where padding would pass this share, unless the samples are so short that a call costs more than padding.
 LEAST_FILL = 0.75
@@ -41,20 +42,21 @@ class GroupedAttention:
     """Attention over a packed batch, group by group of similar length."""
 
     def __init__(self, spans: Spans, num_tokens: int, device: torch.device) -> None:
-        self.num_tokens = num_tokens
         members_of_groups = similar_lengths(spans.lengths)
-        self.groups = [make_group(spans, members, device) for members in members_of_groups]
+        groups = [make_group(spans, members) for members in members_of_groups]
         # The row of the groups' stacked outputs that holds each token's result; padding reads the row of zeros behind.
-        total = sum(group.gather_GM.numel() for group in self.groups)
+        total = sum(gather_GM.numel() for gather_GM, _ in groups)
         scatter_T = torch.full((num_tokens,), total)
         offset = 0
-        for group, members in zip(self.groups, members_of_groups, strict=True):
-            width = group.gather_GM.shape[1]
+        for (gather_GM, _), members in zip(groups, members_of_groups, strict=True):
+            width = gather_GM.shape[1]
             inside = torch.arange(width) < spans.lengths[members][:, None]
             places = offset + torch.arange(len(members))[:, None] * width + torch.arange(width)
-            scatter_T[group.gather_GM.cpu()[inside]] = places[inside]
-            offset += group.gather_GM.numel()
-        self.scatter_T = scatter_T.to(device)
+            scatter_T[gather_GM[inside]] = places[inside]
+            offset += gather_GM.numel()
+        self.scatter_T, *gathers = to_device([scatter_T, *(gather_GM for gather_GM, _ in groups)], device)
+        masks = to_device([mask_G1MM for _, mask_G1MM in groups], device)
+        self.groups = [Group(gather_GM, mask_G1MM) for gather_GM, mask_G1MM in zip(gathers, masks, strict=True)]
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slot: int) -> Tensor:
         """Attend within the batch; padding gets zeros. ``slot`` does not matter."""
@@ -83,8 +85,8 @@ def similar_lengths(lengths_S: Tensor) -> list[Tensor]:
     return [torch.tensor(group) for group in groups]
 
 
-def make_group(spans: Spans, members: Tensor, device: torch.device) -> Group:
-    """The gather index and the mask of one group of samples."""
+def make_group(spans: Spans, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Gather index and mask of one group of samples, as in ``Group``, on the CPU."""
     lengths, prefixes, starts = spans.lengths[members], spans.prefix_lengths[members], spans.starts[:-1][members]
     place = torch.arange(int(lengths.max()))
     inside_GM = place < lengths[:, None]
@@ -93,4 +95,4 @@ def make_group(spans: Spans, members: Tensor, device: torch.device) -> Group:
     in_prefix_GM = place < prefixes[:, None]
     # A padded query sees what the causal mask gives it, so that no row of the softmax is empty.
     mask_GMM = (causal_MM | in_prefix_GM[:, None, :]) & inside_GM[:, None, :]
-    return Group(gather_GM.to(device), mask_GMM[:, None].to(device))
+    return gather_GM, mask_GMM[:, None]

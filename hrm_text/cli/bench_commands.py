@@ -1,0 +1,128 @@
+"""`hrm-text bench`: how fast this machine is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from rich.console import Console
+from tyro.conf import arg
+
+from hrm_text.cli.terminal import notes, print_json, progress_bar
+
+
+def train(
+    size: str = "XL",
+    architecture: str = "hrm",
+    tokens: int = 12_288,
+    k: int | None = None,
+    steps: int = 10,
+    warmup: int = 3,
+    distribution: str = "anchor",
+    blocks: str = "auto",
+    attention: str = "auto",
+    recompute: str = "auto",
+    fp8: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    compare: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = (),
+    parts: bool = False,
+    json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Time training steps on random weights and random samples: tokens/s, memory, MFU, time to the first step.
+
+    Args:
+        size: named size of the model
+        architecture: plan of module calls
+        tokens: token budget of a step
+        k: module calls that carry gradient; the architecture's own number if not given
+        steps: timed steps
+        warmup: steps before the clock starts
+        distribution: lengths of the samples: anchor, short, mixed, long or causal
+        blocks: auto, plain, compiled or fused
+        attention: auto, plain, grouped, varlen, flex, flash or triton
+        recompute: auto, none, some or full
+        fp8: matrix products of the blocks in FP8
+        dtype: auto, float32 or bfloat16
+        device: auto, cpu, cuda or mps
+        compare: settings in which a second configuration differs; the two take turns, step by step
+        parts: profile one more step: milliseconds by part (CUDA)
+        json: print one JSON object per configuration
+    """
+    from hrm_text.recipes.bench_train import BenchConfig, as_table, bench_train
+    from hrm_text.settings import from_mapping
+
+    values = {
+        "size": size,
+        "architecture": architecture,
+        "tokens": tokens,
+        "k": k,
+        "distribution": distribution,
+        "blocks": blocks,
+        "attention": attention,
+        "recompute": recompute,
+        "fp8": fp8,
+        "dtype": dtype,
+        "device": device,
+    }
+    config = from_mapping(BenchConfig, values, "bench train")
+    with notes().status("timing training steps"):
+        timings = bench_train(config, compare, steps=steps, warmup=warmup, parts=parts)
+    if json:
+        for timing in timings:
+            print_json(dataclasses.asdict(timing))
+    else:
+        Console().print(as_table(timings))
+
+
+def attention(
+    tokens: int = 12_288,
+    heads: int = 12,
+    head_dim: int = 128,
+    backends: tuple[str, ...] = (),
+    distributions: tuple[str, ...] = (),
+    steps: int = 20,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Time the attention backends on samples of several length distributions, and compare them with the definition.
+
+    Args:
+        tokens: tokens of a batch
+        heads: attention heads
+        head_dim: width of a head
+        backends: some of plain, grouped, varlen, flex, flash, triton; all that run here but plain if not given
+        distributions: some of anchor, short, mixed, long, causal; all if not given
+        steps: timed calls
+        dtype: auto is bfloat16 on CUDA and float32 elsewhere
+        device: auto is CUDA where there is one, then MPS, then the CPU
+        json: print one JSON object per backend and distribution
+    """
+    import torch
+
+    from hrm_text.model.weights import parse_dtype
+    from hrm_text.recipes.bench_attention import bench_attention, show
+    from hrm_text.train.execution import available_device
+
+    with progress_bar("timing", "cases") as on_progress:
+        timings = bench_attention(
+            backends or None,
+            distributions or None,
+            num_tokens=tokens,
+            heads=heads,
+            head_dim=head_dim,
+            dtype=None if dtype == "auto" else parse_dtype(dtype),
+            device=torch.device(available_device(device)),
+            steps=steps,
+            on_progress=on_progress,
+        )
+    if json:
+        for timing in timings:
+            print_json(dataclasses.asdict(timing))
+    else:
+        show(timings, Console())
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "attention": attention}

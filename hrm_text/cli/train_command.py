@@ -1,0 +1,54 @@
+"""`hrm-text train`: every setting of the YAML file is an option."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+from tyro.conf import FlagConversionOff, Positional
+
+from hrm_text.cli.terminal import notes, tell
+
+
+def train(config: Positional[Path]) -> None:
+    """Train as a YAML file says; --section.key VALUE overrides it (`hrm-text train CONFIG.yaml --help` lists all).
+
+    Started again, it continues from the newest good checkpoint. Ctrl-C saves and stops.
+
+    Args:
+        config: YAML file of the run, such as those in configs/
+    """
+    train_with_overrides([str(config)])
+
+
+def train_with_overrides(arguments: Sequence[str]) -> None:
+    """The train command: its options are the settings of the YAML file it names."""
+    from hrm_text.settings import from_mapping, read_yaml, with_options
+    from hrm_text.train.config import TrainConfig
+
+    path, options = Path(arguments[0]), list(arguments[1:])
+    asks_for_help = not {"-h", "--help"}.isdisjoint(options)
+    options = [option for option in options if option not in ("-h", "--help")]
+    where = " ".join([str(path), *options])
+    # Merged before they are read: a setting may depend on another, as the recurrence does on the architecture.
+    settings = from_mapping(TrainConfig, with_options(read_yaml(path), options, where), where)
+    if asks_for_help:
+        show_settings(TrainConfig, settings, f"hrm-text train {path}")
+
+    from hrm_text.recipes.train import train as run
+
+    summary = run(settings, notes())
+    if summary.outcome == "finished":
+        tell(f"wrote {summary.checkpoint}. Next:")
+        tell(f"  hrm-text export {settings.run} WEIGHTS_DIR")
+    else:
+        tell(f"to continue: hrm-text train {shlex.join(arguments)}")
+
+
+def show_settings(cls: type, settings: Any, prog: str) -> NoReturn:
+    """Print every setting with what it is and its value here, and exit."""
+    tyro.cli(cls, default=settings, args=["--help"], prog=prog, use_underscores=True, config=(FlagConversionOff,))
+    raise AssertionError("--help exits")

@@ -1,0 +1,260 @@
+"""How fast a machine trains: steps of a named size on random weights and samples, two configurations in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from hrm_text.contracts import IGNORE_INDEX, PackedBatch, UserError
+from hrm_text.data.loader import LoaderStep
+from hrm_text.model.attention import Spans
+from hrm_text.model.config import Architecture, ModelConfig, preset
+from hrm_text.model.plan import plan, training_flops
+from hrm_text.recipes.bench_attention import Stopwatch
+from hrm_text.recipes.step_profile import StepProfile, profile_step
+from hrm_text.recipes.synthetic import synthetic_spans
+from hrm_text.settings import from_mapping, settings, to_mapping
+from hrm_text.train.config import Count, ExecutionConfig, OptimizerConfig
+from hrm_text.train.execution import chosen, device_name
+from hrm_text.train.metrics import device_memory_bytes, peak_flops
+from hrm_text.train.schedule import LearningRate
+from hrm_text.train.step import TrainingStep
+
+NUM_BATCHES = 4
+"""Different batches that take turns: a kernel that is compiled anew for each, or waits for it, must show."""
+
+
+@settings
+class BenchConfig(ExecutionConfig):
+    """One configuration to time."""
+
+    size: str = "XL"
+    """Named size of the model."""
+    architecture: Architecture = "hrm"
+    """Which plan of module calls."""
+    tokens: Count = 12_288
+    """Token budget of a step."""
+    k: Count | None = None
+    """Module calls that carry gradient; null is the architecture's own number."""
+    distribution: str = "anchor"
+    """Lengths of the samples: a name of synthetic.DISTRIBUTIONS."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one configuration."""
+
+    settings: dict[str, Any]
+    """Every choice made."""
+    device: str
+    tokens_per_second: float
+    """Tokens that belong to samples over the time of a step, the median."""
+    budget_per_second: float
+    """The token budget over the median time of a step: what a system that pads its batches would count."""
+    mfu: float | None
+    """By the plan's FLOPs and the device's bf16 peak, 0 to 1; None where that is not known."""
+    step_ms: float
+    """The median."""
+    step_ms_min: float
+    step_ms_max: float
+    peak_bytes: int
+    """The most memory of a step: tensors of this configuration alone on CUDA, the whole process elsewhere."""
+    seconds_to_first_step: float
+    """From nothing to the end of the first step: weights, compilation and all."""
+    seconds_to_build: float
+    """Of these, until the weights had been drawn."""
+    steps: int
+    supervised_per_step: float
+    tokens_per_step: float
+    """Mean over the batches."""
+    ms_by_part: dict[str, float] | None = None
+    """Of one profiled step, which takes a little longer."""
+    largest_others: list[str] | None = None
+    """The kernels that took the most of the part "other"."""
+
+
+def bench_train(
+    config: BenchConfig, compare: Sequence[str] = (), steps: int = 10, warmup: int = 3, parts: bool = False
+) -> list[Timing]:
+    """Time ``steps`` training steps after ``warmup`` others.
+
+    ``compare``: KEY=VALUE, settings in which a second configuration differs; the two then take turns, step by step.
+    ``parts``: profile one more step of each (CUDA).
+    Raises UserError for settings that cannot be had, and where the memory does not suffice.
+    """
+    for name, number in (("steps", steps), ("warmup", warmup)):
+        if number < 1:
+            raise UserError(f"{name}: expected at least 1, found {number}")
+    configs = [config, *([compared(config, compare)] if compare else [])]
+    configs = [chosen(one, model_of(one)) for one in configs]
+    for one in configs:
+        plan(model_of(one), one.k)  # raises where K is out of range, before anything is built
+    if parts and any(one.device != "cuda" for one in configs):
+        raise UserError("parts: kernels are profiled on CUDA alone; leave --parts out")
+    with memory_may_not_suffice(configs):
+        contenders = [Contender(one, warmup) for one in configs]
+        times = timed_in_turns(contenders, steps)
+        profiles = [profile_step(contender.step) if parts else None for contender in contenders]
+    return [c.timing(ms, found) for c, ms, found in zip(contenders, times, profiles, strict=True)]
+
+
+def compared(config: BenchConfig, changes: Sequence[str]) -> BenchConfig:
+    """The second configuration: ``config`` with KEY=VALUE changed."""
+    values = to_mapping(config)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--compare: expected KEY=VALUE, such as blocks=compiled, found {change!r}")
+        values[key.replace("-", "_")] = value
+    return from_mapping(BenchConfig, values, "--compare")
+
+
+def model_of(config: BenchConfig) -> ModelConfig:
+    """The model of a configuration."""
+    return preset(config.size, architecture=config.architecture)
+
+
+class Contender:
+    """One configuration, its weights and its batches, warmed up; knows how much memory it takes alone."""
+
+    def __init__(self, config: BenchConfig, warmup: int) -> None:
+        self.config, self.model = config, model_of(config)
+        self.k = config.k or self.model.bp_steps
+        on_cuda = config.device == "cuda"
+        held_by_others = torch.cuda.memory_allocated() if on_cuda else 0
+        started = time.perf_counter()
+        optimizer = OptimizerConfig(lr=LearningRate(peak=1e-4))
+        self.training = TrainingStep(self.model, optimizer, config)
+        self.seconds_to_build = time.perf_counter() - started
+        self.batches = [synthetic_batch(config, self.model.vocab_size, seed) for seed in range(NUM_BATCHES)]
+        self.turns: Iterator[LoaderStep] = itertools.cycle(self.batches)
+        self.step().tolist()  # waits
+        self.seconds_to_first_step = time.perf_counter() - started
+        for _ in range(warmup - 1):
+            self.step()
+        if on_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            for _ in self.batches:
+                self.step()
+            torch.cuda.synchronize()
+        self.peak_bytes = device_memory_bytes(self.training.device) - held_by_others
+        self.training.optimizer.zero_grad()
+
+    def step(self) -> torch.Tensor:
+        """Launch one step on the next batch."""
+        return self.training.run(next(self.turns), self.k, lr=1e-4)
+
+    def timing(self, step_ms: list[float], profile: StepProfile | None) -> Timing:
+        """The report, from the milliseconds of each timed step."""
+        count, median = len(self.batches), statistics.median(step_ms)
+        tokens = sum(batch.tokens for batch in self.batches) / count
+        supervised = sum(batch.supervised for batch in self.batches) / count
+        peak = peak_flops(self.training.device, self.training.dtype)
+        flops = training_flops(self.model, self.k, round(tokens), round(supervised))
+        return Timing(
+            settings=to_mapping(self.config) | {"k": self.k},
+            device=device_name(self.config.device),
+            tokens_per_second=tokens / median * 1e3,
+            budget_per_second=self.config.tokens / median * 1e3,
+            mfu=flops / (median / 1e3) / peak if peak is not None else None,
+            step_ms=median,
+            step_ms_min=min(step_ms),
+            step_ms_max=max(step_ms),
+            peak_bytes=self.peak_bytes,
+            seconds_to_first_step=self.seconds_to_first_step,
+            seconds_to_build=self.seconds_to_build,
+            steps=len(step_ms),
+            supervised_per_step=supervised,
+            tokens_per_step=tokens,
+            ms_by_part=profile.ms_by_part if profile else None,
+            largest_others=profile.largest_others if profile else None,
+        )
+
+
+def timed_in_turns(contenders: Sequence[Contender], rounds: int) -> list[list[float]]:
+    """Milliseconds of each round of each contender: A, B, A, B, ... On CUDA the host launches ahead all the while."""
+    watches = [Stopwatch(contender.training.device) for contender in contenders]
+    for _ in range(rounds):
+        for contender, watch in zip(contenders, watches, strict=True):
+            with watch:
+                contender.step()
+    return [watch.milliseconds() for watch in watches]
+
+
+def synthetic_batch(config: BenchConfig, vocab_size: int, seed: int) -> LoaderStep:
+    """Samples of random ids, supervised on their responses; padded only where the trainer pads."""
+    spans: Spans = synthetic_spans(config.distribution, config.tokens, seed)
+    rng = np.random.Generator(np.random.Philox(seed))
+    starts, prefixes = spans.starts.numpy(), spans.prefix_lengths.numpy()
+    lengths, filled = np.diff(starts), int(starts[-1])
+    size = config.tokens if config.attention == "flex" else filled
+    positions = np.zeros(size, np.int64)
+    positions[:filled] = np.arange(filled) - np.repeat(starts[:-1], lengths)
+    labels = np.full(size, IGNORE_INDEX, np.int64)
+    # The last token of a prefix predicts the first of its response.
+    answered = positions[:filled] >= np.repeat(prefixes - 1, lengths)
+    labels[:filled][answered] = rng.integers(0, vocab_size, int(answered.sum()))
+    batch = PackedBatch(rng.integers(0, vocab_size, size), labels, positions, starts, prefixes)
+    return LoaderStep([batch], batch.num_supervised, batch.num_samples, filled)
+
+
+@contextlib.contextmanager
+def memory_may_not_suffice(configs: Sequence[BenchConfig]) -> Iterator[None]:
+    """Running out of memory is an error that says what would take less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        alone = ", or time one configuration at a time" if len(configs) > 1 else ""
+        raise UserError(
+            f"{' and '.join(f'{c.size} at {c.tokens:,} tokens (recompute {c.recompute})' for c in configs)}: "
+            f"the memory of {device_name(configs[0].device)} does not suffice. "
+            f"Take --recompute full, fewer --tokens or a smaller --size{alone}."
+        ) from error
+
+
+def as_table(timings: Sequence[Timing]) -> Table:
+    """A column for each configuration, and for two of them the ratio of the second to the first."""
+    table = Table("", *(_title(timing, timings) for timing in timings), *(["ratio"] if len(timings) == 2 else []))
+    rows: list[tuple[str, str, list[float | None]]] = [
+        ("tokens/s", "{:,.0f}", [t.tokens_per_second for t in timings]),
+        ("tokens/s, padding counted", "{:,.0f}", [t.budget_per_second for t in timings]),
+        ("MFU", "{:.1%}", [t.mfu for t in timings]),
+        ("ms per step, median", "{:,.1f}", [t.step_ms for t in timings]),
+        ("  least", "{:,.1f}", [t.step_ms_min for t in timings]),
+        ("  most", "{:,.1f}", [t.step_ms_max for t in timings]),
+        ("peak GiB", "{:,.1f}", [t.peak_bytes / 2**30 for t in timings]),
+        ("seconds to the first step", "{:,.1f}", [t.seconds_to_first_step for t in timings]),
+        ("  of which drawing weights", "{:,.1f}", [t.seconds_to_build for t in timings]),
+    ]
+    parts = [t.ms_by_part for t in timings if t.ms_by_part is not None]
+    for part in parts[0] if parts else []:
+        rows.append((f"ms, {part}", "{:,.1f}", [ms[part] for ms in parts]))
+    for name, form, values in rows:
+        shown = ["-" if value is None else form.format(value) for value in values]
+        if len(values) == 2:
+            first, second = values
+            shown.append(f"{second / first:.2f}" if first and second is not None else "-")
+        table.add_row(name, *shown)
+    for timing in timings:
+        for name in timing.largest_others or ():
+            table.add_row("  other:", name)
+    return table
+
+
+def _title(timing: Timing, timings: Sequence[Timing]) -> str:
+    """The settings in which configurations differ; of one alone, those that matter most."""
+    shown = ["size", "tokens", "k", "dtype", "blocks", "attention", "recompute"]
+    if len(timings) > 1:
+        differing = [key for key in timing.settings if len({str(t.settings[key]) for t in timings}) > 1]
+        shown = differing or shown
+    return "\n".join(f"{key} {timing.settings[key]}" for key in shown)
