@@ -16,6 +16,7 @@ from torch import Tensor
 from hrm_text.contracts import UserError
 from hrm_text.model.attention import Attention, PlainAttention, Spans
 from hrm_text.model.kernels import available_backends, packed_attention, why_not
+from hrm_text.recipes.stopwatch import Stopwatch
 from hrm_text.recipes.synthetic import DISTRIBUTIONS, synthetic_spans
 
 # T packed tokens, N heads, H head width
@@ -192,43 +193,6 @@ def time_passes(attention: Attention, inputs: Sequence[Inputs], steps: int) -> t
     if on_cuda:
         peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     return statistics.median(times[::2]), statistics.median(times[1::2]), peak_mib
-
-
-class Stopwatch:
-    """Times what runs inside it, again and again: by events on CUDA, by the wall clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.marks: list[torch.cuda.Event | float] = []
-
-    def __enter__(self) -> None:
-        self._mark()
-
-    def __exit__(self, *_: object) -> None:
-        self._mark()
-
-    def milliseconds(self) -> list[float]:
-        """Of each time that something ran inside."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        times = []
-        for start, end in zip(self.marks[::2], self.marks[1::2], strict=True):
-            if isinstance(start, float) or isinstance(end, float):
-                assert isinstance(start, float) and isinstance(end, float)
-                times.append(1e3 * (end - start))
-            else:
-                times.append(start.elapsed_time(end))
-        return times
-
-    def _mark(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-            return
-        if self.device.type == "mps":
-            torch.mps.synchronize()
-        self.marks.append(time.perf_counter())
 
 
 def relative_error(backend: str, spans: Spans, num_tokens: int, inputs: Inputs) -> float:

@@ -16,7 +16,7 @@ STEP = "profiled step"
 PARTS = {
     "attention backward": r"attention_backward|(flash|fmha).*(bwd|backward)",
     "attention forward": r"attention|flash|fmha|triton_tem_",  # inductor calls its FlexAttention triton_tem_...
-    HEAD_AND_LOSS: r"cross_entropy|loss_row",
+    HEAD_AND_LOSS: r"cross_entropy",
     OPTIMIZER: r"adam_atan2|multi_tensor_apply",
     "matrix products": r"nvjet|cutlass|gemm|xmma|cublas|splitk",
     "elementwise and norms": r"rms_norm|rotary|swiglu|gate|quantise|triton_(poi|red|per)_|elementwise|reduce_kernel",
@@ -26,6 +26,9 @@ PARTS = {
 marks belongs to these: the head and the loss, the optimizer."""
 
 OTHER, IDLE = "other", "idle"
+
+NAME_LENGTH = 60
+"""Letters shown of a kernel's name: those of C++ templates go on for hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,14 @@ class StepProfile:
     ms_by_part: dict[str, float]
     """Every part of PARTS, the rest ("other"), and the time in which nothing ran ("idle")."""
     largest_others: list[str]
-    """The kernels that took the most of "other", three at most."""
+    """The kernels that took the most of "other", three at most, by the first letters of their names."""
 
 
 def profile_step(run: Callable[[], object]) -> StepProfile:
     """Profile the second of two steps on the CUDA device; the first keeps it busy while the second is launched."""
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    # acc_events matters to several cycles of recording alone, but where it is off the profiler warns of them.
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         run()
         with record_function(STEP):
             run()
@@ -82,12 +86,17 @@ def sorted_by_part(events: Iterable[Kernel]) -> StepProfile:
         if part == OTHER:
             others[kernel.name] = others.get(kernel.name, 0.0) + ms
     largest = sorted(others, key=lambda name: -others[name])[:3]
-    return StepProfile(ms_by_part, [f"{name} ({others[name]:.2f} ms)" for name in largest])
+    return StepProfile(ms_by_part, [f"{shortened(name)} ({others[name]:.2f} ms)" for name in largest])
 
 
 def part_of(name: str) -> str:
     """The part that a kernel of this name belongs to."""
     return next((part for part, pattern in PARTS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
+
+
+def shortened(name: str) -> str:
+    """A kernel's name in NAME_LENGTH letters at most."""
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 
 def _within(kernel: Kernel, ranges: list[Kernel]) -> bool:

@@ -32,10 +32,11 @@ def chosen(config: Config, model: ModelConfig) -> Config:
     """
     device = available_device(config.device)
     on_cuda = device == "cuda"
+    nvidia = on_cuda and torch.version.hip is None  # AMD's GPUs take the portable path: nobody has run the others there
     blocks = config.blocks
     if blocks == "auto":
-        fusible = on_cuda and config.attention in ("auto", "triton") and why_not_fused(model, device) is None
-        blocks = "fused" if fusible else "compiled" if on_cuda else "plain"
+        fusible = nvidia and config.attention in ("auto", "triton") and why_not_fused(model, device) is None
+        blocks = "fused" if fusible else "compiled" if nvidia else "plain"
     elif blocks == "fused" and (reason := why_not_fused(model, device)) is not None:
         raise UserError(f"blocks: the blocks cannot be fused here: {reason}; leave blocks at auto")
     fused = blocks == "fused"

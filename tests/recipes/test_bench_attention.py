@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from rich.console import Console
 from hrm_text.contracts import UserError
 from hrm_text.model.attention import Attention, PlainAttention, Spans, prefix_mask
 from hrm_text.recipes import bench_attention as bench
-from hrm_text.recipes.bench_attention import Stopwatch, bench_attention, show, visible_pairs
+from hrm_text.recipes.bench_attention import bench_attention, show, visible_pairs
 
 CPU = torch.device("cpu")
 
@@ -57,16 +56,6 @@ def test_a_wrong_backend_would_show_in_the_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bench, "packed_attention", causal)
     (row,) = bench_attention(["grouped"], ["short"], num_tokens=256, heads=1, head_dim=8, device=CPU, steps=1)
     assert row.relative_error > 0.05
-
-
-def test_the_stopwatch_times_what_is_inside() -> None:
-    stopwatch = Stopwatch(CPU)
-    for seconds in (0.02, 0.0):
-        with stopwatch:
-            time.sleep(seconds)
-        time.sleep(0.01)
-    slow, fast = stopwatch.milliseconds()
-    assert slow >= 20 > fast
 
 
 def test_a_backend_that_cannot_run_is_refused_before_anything_is_timed() -> None:

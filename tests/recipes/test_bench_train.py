@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,20 @@ import pytest
 import torch
 
 from hrm_text.contracts import IGNORE_INDEX, UserError
+from hrm_text.model.attention import prefix_mask
 from hrm_text.recipes import bench_train as module
-from hrm_text.recipes.bench_train import BenchConfig, Contender, as_table, bench_train, synthetic_batch
+from hrm_text.recipes.bench_attention import visible_pairs
+from hrm_text.recipes.bench_train import (
+    NUM_BATCHES,
+    NUM_SEEDS,
+    BenchConfig,
+    Contender,
+    as_table,
+    bench_train,
+    spans_of,
+    synthetic_batch,
+    typical_seeds,
+)
 from hrm_text.train.step import TrainingStep
 
 TINY = BenchConfig(size="tiny", tokens=128, device="cpu")
@@ -16,8 +29,12 @@ TINY = BenchConfig(size="tiny", tokens=128, device="cpu")
 
 def test_two_configurations_take_turns_on_batches_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, int, int]] = []
+    pairs: dict[bytes, int] = {}
 
     def run(training: TrainingStep, step: Any, k: int, lr: float) -> torch.Tensor:
+        [batch] = step.batches
+        starts, prefixes = torch.from_numpy(batch.sample_starts), torch.from_numpy(batch.prefix_lengths)
+        pairs[batch.sample_starts.tobytes()] = int(prefix_mask(starts, prefixes, step.tokens).sum())
         ran.append((training.execution.attention, step.tokens, k))
         return torch.zeros(6)
 
@@ -32,6 +49,7 @@ def test_two_configurations_take_turns_on_batches_that_change(monkeypatch: pytes
         assert timing.step_ms_min <= timing.step_ms <= timing.step_ms_max
         assert timing.tokens_per_second == pytest.approx(1e3 * timing.tokens_per_step / timing.step_ms)
         assert timing.tokens_per_second < timing.budget_per_second
+        assert timing.attention_flops_per_step == pytest.approx(4 * 32 * 2 * statistics.mean(pairs.values()))
         assert timing.mfu is None and timing.ms_by_part is None
     assert (second.settings["attention"], second.settings["k"], second.settings["recompute"]) == ("plain", 2, "none")
     assert len(as_table([first, second]).columns) == 4
@@ -49,6 +67,16 @@ def test_a_synthetic_batch_is_one_of_the_trainer() -> None:
         asked = batch.labels[start : start + length] != IGNORE_INDEX
         assert list(asked) == [position >= prefix - 1 for position in range(length)]
     assert not np.array_equal(synthetic_batch(TINY, 300, seed=2).batches[0].sample_starts, batch.sample_starts)
+
+
+def test_the_batches_are_those_with_typical_attention() -> None:
+    config = BenchConfig(tokens=2048)
+    pairs = [visible_pairs(spans_of(config, seed)) for seed in range(NUM_SEEDS)]
+    taken = typical_seeds(config)
+    far = max(abs(pairs[seed] - statistics.median(pairs)) for seed in taken)
+    assert len(set(taken)) == NUM_BATCHES
+    assert all(abs(pairs[seed] - statistics.median(pairs)) >= far for seed in set(range(NUM_SEEDS)) - set(taken))
+    assert max(pairs) > 1.5 * min(pairs[seed] for seed in taken), "or any batch would do"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def update(
     if gradient is not None and gradient.stride() != parameter.stride():
         gradient = torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
     with torch.cuda.device_of(parameter):
-        _update[(triton.cdiv(size, BLOCK),)](
+        adam_atan2_update[(triton.cdiv(size, BLOCK),)](
             parameter.view(torch.int16) if remainder is not None else parameter,
             remainder,
             gradient,
@@ -96,7 +96,7 @@ def atan2_of_positive(y, x):
 
 # Pointers to single numbers: what their alignment happens to be must not compile anew.
 @triton.jit(do_not_specialize=["corrections", "finite"])
-def _update(
+def adam_atan2_update(
     parameter,
     remainder,
     gradient,

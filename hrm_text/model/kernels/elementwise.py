@@ -49,19 +49,22 @@ def rms_norm_backward(
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
-def rotary_forward(x, cos, sin, num_tokens, token_stride, HALF: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Turn one head of a block of tokens by the angle of each, in place."""
+def rotary_forward(
+    x, cos, sin, num_tokens, token_stride, NUM_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr
+):  # fmt: skip
+    """Turn all heads of a block of tokens by the angle of each, in place; the angles are read once for all heads."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T).to(tl.int64)
     half = tl.arange(0, HALF)
     inside = t[:, None] < num_tokens
-    place = x + t[:, None] * token_stride + tl.program_id(1) * (2 * HALF) + half[None, :]
-    first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
     angle = t[:, None] * HALF + half[None, :]
     c = tl.load(cos + angle, mask=inside, other=0.0)
     s = tl.load(sin + angle, mask=inside, other=0.0)
-    tl.store(place, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
-    tl.store(place + HALF, (second * c + first * s).to(x.dtype.element_ty), mask=inside)
+    for head in range(NUM_HEADS):
+        place = x + t[:, None] * token_stride + head * (2 * HALF) + half[None, :]
+        first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+        tl.store(place, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
+        tl.store(place + HALF, (second * c + first * s).to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -120,10 +123,16 @@ def gate_backward(
 PIECE = 1024
 """Elements of a row that one program of the SwiGLU works on."""
 
+ROW_SHARE = 1024
+"""Elements of a row that one warp holds."""
+
+ROTARY_TOKENS = 8
+"""Tokens whose heads one program turns."""
+
 
 def row_warps(width: int) -> int:
-    """Warps for a program that holds a whole row: eight elements a thread and more."""
-    return max(1, min(8, triton.next_power_of_2(width) // 256))
+    """Warps for a program that holds a whole row."""
+    return max(1, min(8, triton.next_power_of_2(width) // ROW_SHARE))
 
 
 def rms_norm(
@@ -164,8 +173,8 @@ def rotate_in_place(x_TNH: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
     """Turn N heads that lie side by side by their tokens' angles; cos and sin are fp32 [T, H / 2]."""
     tokens, heads, width = x_TNH.shape
     if tokens:
-        block = 32
-        rotary_forward[(triton.cdiv(tokens, block), heads)](x_TNH, *rotary, tokens, x_TNH.stride(0), width // 2, block)
+        grid = (triton.cdiv(tokens, ROTARY_TOKENS),)
+        rotary_forward[grid](x_TNH, *rotary, tokens, x_TNH.stride(0), heads, width // 2, ROTARY_TOKENS)
 
 
 def swiglu(gu_TI: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ into FP8 would cost what it saves.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -56,8 +57,13 @@ class Matrices:
 
 def normed_rows(n_TD: Tensor) -> Rows:
     """Normed rows with their constant scale."""
-    inverse = torch.full((len(n_TD),), 1 / float8.norm_scale(n_TD.shape[1]), device=n_TD.device)
-    return Rows(n_TD, inverse)
+    return Rows(n_TD, constant_column(len(n_TD), 1 / float8.norm_scale(n_TD.shape[1]), n_TD.device))
+
+
+@functools.lru_cache(maxsize=4)  # a step asks for the same few
+def constant_column(length: int, value: float, device: torch.device) -> Tensor:
+    """One number for every row."""
+    return torch.full((length,), value, device=device)
 
 
 def forward(
@@ -112,7 +118,7 @@ def backward(
     add_float8_product_to_grad(weights.down_DI, dout, h)
     del dout, h
     dn2_TD = float8.product(dgate_up, matrices.gate_up, back=True)
-    add_float8_product_to_grad(weights.gate_up_2ID, dgate_up, n2, 1 / scale)
+    add_float8_product_to_grad(weights.gate_up_2ID, dgate_up, n2, one_scale=True)
     del dgate_up
     dstream_TD = elementwise.rms_norm_gradient(dn2_TD, kept.n2_TD, kept.rstd2_T, dout_TD, scale=scale)
     del dn2_TD
@@ -131,18 +137,18 @@ def backward(
     del dy_TNH
     dgqkv = float8.quantise_rows(dgqkv_T4A)
     del dgqkv_T4A
-    add_float8_product_to_grad(weights.gqkv_4AD, dgqkv, n1, 1 / scale)
+    add_float8_product_to_grad(weights.gqkv_4AD, dgqkv, n1, one_scale=True)
     if not needs_x:
         return None
     dn1_TD = float8.product(dgqkv, matrices.gqkv, back=True)
     return elementwise.rms_norm_gradient(dn1_TD, kept.n1_TD, kept.rstd1_T, dstream_TD, scale=scale)
 
 
-def add_float8_product_to_grad(weight_OI: Tensor, dy: Rows, x: Rows, constant: float | None = None) -> None:
-    """weight.grad += dy^T x; ``constant`` is the inverse scale of all rows of x, if they have one."""
+def add_float8_product_to_grad(weight_OI: Tensor, dy: Rows, x: Rows, one_scale: bool = False) -> None:
+    """weight.grad += dy^T x; ``one_scale``: all rows of x have the same."""
     if not weight_OI.requires_grad:
         return
-    gradient_OI = float8.product_along_rows(float8.transposed(dy), float8.transposed(x, constant))
+    gradient_OI = float8.product_along_rows(float8.transposed(dy), float8.transposed(x, one_scale))
     if weight_OI.grad is None:
         weight_OI.grad = gradient_OI.to(weight_OI.dtype)
     else:

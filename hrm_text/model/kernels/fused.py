@@ -5,8 +5,8 @@ stay. A fused block is one autograd function that decides itself what it keeps f
 a setting:
 
 * ``none``: every operand of a backward product is kept.
-* ``some``: the SwiGLU's output is made again on the way through its own backward pass, and in three layers of ten the
-  gate-up product is computed again.
+* ``some``: the SwiGLU's output is made again on the way through its own backward pass, and in a quarter of the layers
+  (a fifth with FP8 products, which keep less) the gate-up product is computed again.
 * ``full``: a block keeps its input alone and runs forward a second time.
 """
 
@@ -23,7 +23,7 @@ from hrm_text.contracts import UserError
 from hrm_text.model.attention import Attention
 from hrm_text.model.block import Block, Stack
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.kernels import elementwise, float8_passes, passes, triton_attention
+from hrm_text.model.kernels import elementwise, float8_passes, passes, why_not
 from hrm_text.model.kernels.float8_passes import Matrices
 from hrm_text.model.kernels.passes import Settings, Weights
 from hrm_text.model.kernels.tiles import PackedTiles
@@ -105,8 +105,8 @@ class FusedNorm(torch.autograd.Function):
 
 def why_not_fused(config: ModelConfig, device: torch.device) -> str | None:
     """Why a model cannot be fused on a device, in words; None: it can."""
-    if not (device.type == "cuda" or triton_attention.interpreted()):
-        return f"they are Triton kernels, which need a GPU, and the device is {device.type}"
+    if (lack := why_not("triton", device)) is not None:
+        return lack
     if config.norm == "post":
         return "the model has norm: post"
     if config.head_dim & (config.head_dim - 1) or not 16 <= config.head_dim <= 256:
@@ -147,7 +147,7 @@ def fuse(model: RecurrentLM, *, recompute: Recompute = "some", fp8: bool = False
                 num_heads=model.config.num_heads,
                 head_dim=model.config.head_dim,
                 eps=model.config.norm_eps,
-                keep_gate_up=recompute == "none" or (recompute == "some" and index % 10 not in (2, 5, 8)),
+                keep_gate_up=recompute == "none" or (recompute == "some" and index % (5 if fp8 else 4) != 2),
                 keep_h=recompute == "none",
                 keep_input_only=recompute == "full",
             )
@@ -159,7 +159,7 @@ def stack_forward(
     stack: Stack, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention, first_slot: int
 ) -> Tensor:
     """``Stack.forward`` with its norm in one pass."""
-    if not isinstance(attention, TritonAttention):
+    if not isinstance(attention, TritonAttention) or not len(x_TD):
         return Stack.forward(stack, x_TD, rotary, attention, first_slot)
     for index, layer in enumerate(stack.layers):
         x_TD = layer(x_TD, rotary, attention, first_slot + index)
@@ -177,7 +177,7 @@ def block_forward(
     slot: int,
 ) -> Tensor:
     """``Block.forward`` in one autograd function."""
-    if not isinstance(attention, TritonAttention):
+    if not isinstance(attention, TritonAttention) or not len(x_TD):
         return Block.forward(block, x_TD, rotary, attention, slot)
     weights = weights_of(block)
     if matrices is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from hrm_text.model.attention import Spans
 from hrm_text.model.kernels.attention_kernels import (
@@ -60,11 +59,6 @@ def launches(head_dim: int, element_bytes: int, shared_bytes: int) -> Launches:
     if element_bytes == 2 and head_dim <= 128:
         return Launches(Launch(64, 64, 4, 2), Launch(64, 32, 4, 1), Launch(64, 32, 4, 1))
     return Launches(Launch(32, 32, 4, 1), Launch(32, 16, 4, 1), Launch(32, 16, 4, 1))
-
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on CPU tensors: for tests."""
-    return isinstance(attention_forward, InterpretedFunction)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ def loss_rows(logits_SV: Tensor, labels_S: Tensor, gradient: bool) -> tuple[Tens
     if rows:
         block = min(8192, triton.next_power_of_2(vocabulary))
         with torch.cuda.device_of(logits_SV):
-            _loss_row[(rows,)](
+            cross_entropy_row[(rows,)](
                 logits_SV,
                 labels_S,
                 losses_S,
@@ -38,7 +38,7 @@ def loss_rows(logits_SV: Tensor, labels_S: Tensor, gradient: bool) -> tuple[Tens
 
 # The labels of a chunk may begin at any of a batch's supervised positions: their alignment must not compile anew.
 @triton.jit(do_not_specialize=["labels"])
-def _loss_row(
+def cross_entropy_row(
     logits,
     labels,
     losses,
