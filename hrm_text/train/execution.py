@@ -58,6 +58,8 @@ def chosen(config: Config, model: ModelConfig) -> Config:
         raise UserError(f"recompute: {blocks} blocks know none and full; 'some' needs fused blocks")
     if config.fp8 and not fused:
         raise UserError(f"fp8: products in FP8 need fused blocks, and these are {blocks}")
+    if config.fp8 and dtype != "bfloat16":
+        raise UserError(f"fp8: products in FP8 go with dtype bfloat16, found {dtype!r}; leave dtype at auto")
     if config.fp8:
         from hrm_text.model.kernels.fused import why_not_float8
 

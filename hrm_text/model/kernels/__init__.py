@@ -88,12 +88,13 @@ def available_backends(device: torch.device, dtype: torch.dtype | None = None) -
 
 
 def pick_backend(device: torch.device) -> str:
-    """The best backend for training on a device: our own kernel on GPUs of NVIDIA, groups of similar length elsewhere.
+    """The best backend on a device: FlexAttention on GPUs of NVIDIA, groups of similar length elsewhere.
 
-    Triton's compiler makes FlexAttention too, so a GPU without Triton has grouped attention.
+    As measured (docs/attention.md) for a backend by itself. Fused blocks have the triton kernels, which are faster
+    there, as the block computes on its way what the backward pass needs.
     """
     nvidia = device.type == "cuda" and torch.version.hip is None
-    return "triton" if nvidia and why_not("triton", device) is None else "grouped"
+    return "flex" if nvidia and why_not("flex", device) is None else "grouped"
 
 
 def packed_attention(spans: Spans, num_tokens: int, device: torch.device, backend: str = "grouped") -> Attention:

@@ -122,7 +122,8 @@ def quantise_weight(
     w_OI = tl.load(w + o[:, None].to(tl.int64) * I + i[None, :], mask=inside, other=0.0).to(tl.float32) * scale
     w_OI = w_OI.to(y.dtype.element_ty)
     tl.store(y + o[:, None].to(tl.int64) * I + i[None, :], w_OI, mask=inside)
-    tl.store(y_transposed + i[:, None].to(tl.int64) * O + o[None, :], tl.trans(w_OI), mask=tl.trans(inside))
+    inside = (i[:, None] < I) & (o[None, :] < O)  # a transposed mask was wrong at the edges (Triton 3.6)
+    tl.store(y_transposed + i[:, None].to(tl.int64) * O + o[None, :], tl.trans(w_OI), mask=inside)
     if tl.program_id(1) == 0:
         tl.store(inverse_O + o, tl.zeros([BLOCK], tl.float32) + 1 / scale, mask=o < O)
     if tl.program_id(0) == 0:

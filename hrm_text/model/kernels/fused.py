@@ -121,8 +121,8 @@ def why_not_float8(config: ModelConfig, device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         return f"FP8 products need compute capability 8.9 (Ada, Hopper and later); {name} has less"
-    odd = [size for size in (config.hidden_size, config.attention_size, config.intermediate_size) if size % 16]
-    return f"FP8 products need widths that are multiples of 16, and the model has {odd[0]}" if odd else None
+    odd = [size for size in (config.hidden_size, config.attention_size, config.intermediate_size) if size % 64]
+    return f"FP8 products need widths that are multiples of 64, and the model has {odd[0]}" if odd else None
 
 
 def fuse(model: RecurrentLM, *, recompute: Recompute = "some", fp8: bool = False) -> None:
