@@ -34,6 +34,18 @@ class DataConfig:
 
 
 @settings
+class Override:
+    """Other settings of the optimizer for some of the parameters."""
+
+    match: str
+    """Which: a shell pattern for whole names of parameters, such as lm_head.* or *.o_proj.weight."""
+    lr_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Their learning rate is the run's times this, for weight decay as well."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Their weight decay; null is the run's."""
+
+
+@settings
 class OptimizerConfig:
     """Adam-atan2 and the average of its weights."""
 
@@ -45,6 +57,8 @@ class OptimizerConfig:
     """Decoupled weight decay, on all parameters."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Decay of the averaged weights, which are evaluated and released."""
+    overrides: tuple[Override, ...] = ()
+    """Parameters that learn otherwise; where several match a parameter, the last one counts."""
 
 
 @settings

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +13,7 @@ from torch import Tensor, nn
 
 from hrm_text.contracts import UserError
 from hrm_text.model.kernels import why_not_gpu, why_not_triton
-
-
-@dataclass(frozen=True)
-class Override:
-    """Other settings for some of the parameters."""
-
-    match: str
-    """Which: a shell pattern for their whole names, as in "*.weight" or "embed_tokens.*"."""
-    lr_scale: float = 1.0
-    """Their learning rate is the optimizer's times this, for weight decay as well."""
-    weight_decay: float | None = None
-    """Their weight decay; None is the optimizer's."""
+from hrm_text.train.config import Override
 
 
 class AdamAtan2:
@@ -286,11 +275,13 @@ def _settings(
     settings = dict.fromkeys(names, (1.0, weight_decay))
     for override in overrides:
         own = weight_decay if override.weight_decay is None else override.weight_decay
-        if not (override.lr_scale >= 0 and own >= 0):
-            raise UserError(f"expected lr_scale and weight_decay >= 0, found {override}")
         matched = [name for name in settings if fnmatch.fnmatchcase(name, override.match)]
         if not matched:
-            raise UserError(f"{override} matches none of the parameters: {', '.join(settings)}")
+            close = difflib.get_close_matches(override.match, settings, n=1, cutoff=0)
+            raise UserError(
+                f"optimizer.overrides: {override.match!r} matches none of the {len(settings)} parameters, which have "
+                f"names such as {close[0]!r}"
+            )
         settings.update(dict.fromkeys(matched, (override.lr_scale, own)))
     return settings
 

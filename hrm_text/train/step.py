@@ -95,6 +95,7 @@ class TrainingStep:
             betas=optimizer.betas,
             weight_decay=optimizer.weight_decay,
             ema_decay=optimizer.ema_decay,
+            overrides=optimizer.overrides,
         )
 
     def run(self, step: LoaderStep, k: int, lr: float) -> Tensor:

@@ -86,6 +86,15 @@ def test_the_gradient_is_that_of_the_mean_over_all_supervised_tokens(
         assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())), name
 
 
+def test_overrides_of_the_settings_reach_their_parameters(config: MakeConfig) -> None:
+    frozen = {"match": "lm_head.*", "lr_scale": 0.0}
+    trainer = Trainer(config({"max_steps": 2, "optimizer.overrides": [frozen], **EXACT}))
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.run()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == before.keys() - {"lm_head.weight"}
+
+
 # ------------------------------------------------------------------------------------------- what a step never does --
 
 MODEL = preset("mini", vocab_size=256)
