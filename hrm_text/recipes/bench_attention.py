@@ -231,7 +231,7 @@ def show(timings: Sequence[AttentionTiming], console: Console) -> None:
                 f"{row.prepare_ms:.1f}",
                 f"{row.forward_ms:.3f}",
                 f"{row.backward_ms:.3f}",
-                f"{row.forward_tflops:.3g}",
+                f"{row.forward_tflops:.2f}",
                 "-" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
                 f"{row.relative_error:.1e}",
                 style="bold" if place == 0 else "",
