@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -142,14 +143,20 @@ class OutsideGraph:
     """Attention that compiled blocks call and do not look into: its lengths and its groups change with every batch."""
 
     def __init__(self, attention: Attention) -> None:
-        self.attention = attention
+        self.attention, self._attend = attention, ends_a_graph()
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slot: int) -> Tensor:
         """Attend within the batch. ``slot`` does not matter: a graph that saw it would be one of its own."""
-        return attend(self.attention, q_TNH, k_TNH, v_TNH)
+        return self._attend(self.attention, q_TNH, k_TNH, v_TNH)
 
 
-@torch.compiler.disable
+@functools.cache
+def ends_a_graph() -> Callable[..., Tensor]:
+    """``attend`` as the compiler leaves it alone; made when first used, as the compiler takes seconds to import."""
+    disabled: Callable[..., Tensor] = torch.compiler.disable(attend)
+    return disabled
+
+
 def attend(attention: Attention, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor) -> Tensor:
-    """A call that ends a graph."""
+    """A call of an attention."""
     return attention(q_TNH, k_TNH, v_TNH, 0)

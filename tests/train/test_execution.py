@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from typing import Any, get_args
 
 import pytest
@@ -172,3 +174,13 @@ def test_one_compilation_serves_every_k_and_every_length(
     assert [row[1:] for row in found] == [row[1:] for row in plain]
     assert [row[0] for row in found] == pytest.approx([row[0] for row in plain], rel=1e-5)
     torch._dynamo.reset()
+
+
+def test_importing_what_trains_and_answers_does_not_import_a_compiler() -> None:
+    """They take seconds and 130 MiB, and a run on a CPU needs none of them."""
+    program = (
+        "import sys, hrm_text.train.loop, hrm_text.infer.engine; "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'triton') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.strip() == "[]"

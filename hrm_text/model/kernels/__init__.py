@@ -10,7 +10,6 @@ import torch
 from hrm_text.contracts import UserError
 from hrm_text.model.attention import Attention, PlainAttention, Spans
 from hrm_text.model.kernels.grouped import GroupedAttention
-from hrm_text.model.kernels.two_pass import HALVES
 
 BACKENDS = ("plain", "grouped", "varlen", "flex", "flash", "triton")
 
@@ -51,6 +50,8 @@ def why_not_nvidia(device: torch.device) -> str | None:
 
 def why_not_half(dtype: torch.dtype | None) -> str | None:
     """FlashAttention computes in half precision alone."""
+    from hrm_text.model.kernels.two_pass import HALVES
+
     if dtype is None or dtype in HALVES:
         return None
     return f"it computes in bfloat16 or float16, and the dtype is {str(dtype).removeprefix('torch.')}"
