@@ -19,6 +19,16 @@ import triton.language as tl
 
 # T packed tokens, N heads, H head width; M queries and C keys of a tile
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _own_tile(tiles, NUM_HEADS: tl.constexpr):
+    """The head of this program, and of its tile the sample's start, length and prefix and the tile's first row."""
+    tile, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
+    here = tiles + 4 * tile
+    return head, tl.load(here), tl.load(here + 1), tl.load(here + 2), tl.load(here + 3)
+
 
 @triton.jit
 def _forward_over(
@@ -77,7 +87,7 @@ def attention_forward(
     num_tokens,
     token_stride,
     head_stride,
-    scale_log2,
+    scale,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -86,17 +96,14 @@ def attention_forward(
     PRECISION: tl.constexpr,
 ):
     """One tile of queries of one head: out [T, N, H] = (sigmoid(gate) *) attention, lse [N, T] in base 2."""
-    tile, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
-    start = tl.load(tiles + 4 * tile)
-    length = tl.load(tiles + 4 * tile + 1)
-    prefix = tl.load(tiles + 4 * tile + 2)
-    first = tl.load(tiles + 4 * tile + 3)
+    head, start, length, prefix, first = _own_tile(tiles, NUM_HEADS)
     here = start.to(tl.int64) * token_stride + head * head_stride
     row_M = first + tl.arange(0, BLOCK_M)
     h = tl.arange(0, HEAD_DIM)
     inside = row_M[:, None] < length
     q_MH = tl.load(q + here + row_M[:, None] * token_stride + h[None, :], mask=inside, other=0.0)
 
+    scale_log2 = scale * LOG2E
     end = tl.minimum(length, tl.maximum(prefix, first + BLOCK_M))
     # Every query of the tile sees all keys before `whole`; beyond lie the diagonal, the prefix' end, the sample's end.
     whole = tl.minimum(end, tl.maximum(prefix, first + 1)) // BLOCK_C * BLOCK_C
@@ -223,11 +230,7 @@ def attention_backward_keys(
     PRECISION: tl.constexpr,
 ):
     """One tile of keys of one head: dk and dv, dk turned back by its rotary angle."""
-    tile, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
-    start = tl.load(tiles + 4 * tile)
-    length = tl.load(tiles + 4 * tile + 1)
-    prefix = tl.load(tiles + 4 * tile + 2)
-    first = tl.load(tiles + 4 * tile + 3)
+    head, start, length, prefix, first = _own_tile(tiles, NUM_HEADS)
     here = start.to(tl.int64) * token_stride + head * head_stride
     key_C = first + tl.arange(0, BLOCK_C)
     h = tl.arange(0, HEAD_DIM)
@@ -241,14 +244,12 @@ def attention_backward_keys(
     dy_stride = NUM_HEADS * HEAD_DIM
     dy_here = dy + start.to(tl.int64) * dy_stride + head * HEAD_DIM
     row = head.to(tl.int64) * num_tokens + start
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * LOG2E
     # Queries before `low` see no key of the tile. From `whole` on they see all, as every query does with a tile that
     # lies within the prefix.
     last = tl.minimum(first + BLOCK_C, length)
     low = tl.where(first < prefix, 0, first // BLOCK_M * BLOCK_M)
-    whole = tl.where(
-        last <= prefix, low, tl.minimum(tl.cdiv(last - 1, BLOCK_M) * BLOCK_M, tl.cdiv(length, BLOCK_M) * BLOCK_M)
-    )
+    whole = tl.where(last <= prefix, low, tl.cdiv(last - 1, BLOCK_M) * BLOCK_M)
     dk_CH, dv_CH = _backward_keys_over(
         dk_CH, dv_CH, k_CH, v_CH, q + here, dy_here, lse + row, delta + row, low, whole, length, prefix, key_C,
         token_stride, dy_stride, scale_log2, HEAD_DIM, BLOCK_M, True, PRECISION,
@@ -333,11 +334,7 @@ def attention_backward_queries(
     PRECISION: tl.constexpr,
 ):
     """One tile of queries of one head: dq, turned back by its rotary angle."""
-    tile, head = tl.program_id(0) // NUM_HEADS, tl.program_id(0) % NUM_HEADS
-    start = tl.load(tiles + 4 * tile)
-    length = tl.load(tiles + 4 * tile + 1)
-    prefix = tl.load(tiles + 4 * tile + 2)
-    first = tl.load(tiles + 4 * tile + 3)
+    head, start, length, prefix, first = _own_tile(tiles, NUM_HEADS)
     here = start.to(tl.int64) * token_stride + head * head_stride
     row_M = first + tl.arange(0, BLOCK_M)
     token_M = start.to(tl.int64) + row_M
@@ -352,7 +349,7 @@ def attention_backward_queries(
 
     end = tl.minimum(length, tl.maximum(prefix, first + BLOCK_M))
     whole = tl.minimum(end, tl.maximum(prefix, first + 1)) // BLOCK_C * BLOCK_C
-    scale_log2 = scale * 1.4426950408889634
+    scale_log2 = scale * LOG2E
     dq_MH = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     dq_MH = _backward_queries_over(
         dq_MH, q_MH, dy_MH, lse_M, delta_M, k + here, v + here, 0, whole, length, prefix, row_M, token_stride,

@@ -132,7 +132,7 @@ ROTARY_TOKENS = 8
 
 def row_warps(width: int) -> int:
     """Warps for a program that holds a whole row."""
-    return max(1, min(8, triton.next_power_of_2(width) // ROW_SHARE))
+    return max(1, min(16, triton.next_power_of_2(width) // ROW_SHARE))
 
 
 def rms_norm(

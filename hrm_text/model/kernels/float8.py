@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hrm_text.model.kernels.elementwise import row_warps
+
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest finite number of e4m3."""
@@ -140,11 +142,6 @@ TILE, TILE_WARPS = 128, 4
 def norm_scale(width: int) -> float:
     """The largest power of two that keeps a normed row, whose entries are at most sqrt(width), below 448."""
     return 2.0 ** math.floor(math.log2(LARGEST / math.sqrt(width)))
-
-
-def row_warps(width: int) -> int:
-    """Warps for a program that holds a whole row in registers."""
-    return max(1, min(16, triton.next_power_of_2(width) // 1024))
 
 
 def _empty_rows(like_TC: Tensor, width: int) -> Rows:

@@ -20,8 +20,6 @@ from hrm_text.model.kernels.tiles import PackedTiles
 
 # T packed tokens, N heads, H head width
 
-LOG2E = 1.4426950408889634
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -91,7 +89,7 @@ def forward(
     if len(work):
         attention_forward[(len(work) * heads,)](
             q_TNH, k_TNH, v_TNH, q_TNH if gate_TNH is None else gate_TNH, y_TNH, lse_NT, work, tokens,
-            q_TNH.stride(0), q_TNH.stride(1), LOG2E / math.sqrt(width), heads, width, sizes.own, sizes.other,
+            q_TNH.stride(0), q_TNH.stride(1), 1 / math.sqrt(width), heads, width, sizes.own, sizes.other,
             gate_TNH is not None, precision_of(q_TNH), **sizes.options,
         )  # fmt: skip
     return y_TNH, lse_NT

@@ -24,7 +24,7 @@ from hrm_text.model.kernels.triton_attention import launches
 
 def shared_bytes(kernel, sizes, constants, capability):
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    kinds = {"scale": "fp32", "scale_log2": "fp32", "tiles": "*i32"}
+    kinds = {"scale": "fp32", "tiles": "*i32"}
     kinds |= dict.fromkeys(("lse", "delta", "cos", "sin"), "*fp32")
     kinds |= {name: "i32" for name in kernel.arg_names if name.endswith("stride") or name == "num_tokens"}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}
