@@ -53,7 +53,7 @@ class Launches:
 def launches(head_dim: int, element_bytes: int, shared_bytes: int) -> Launches:
     """Sizes by head width, element size and the shared memory of one multiprocessor."""
     if element_bytes == 2 and shared_bytes >= 160 * 1024 and head_dim <= 128:  # as tuned on an H200; A100 and later
-        return Launches(Launch(64, 32, 4, 2, 128), Launch(64, 64, 4, 2), Launch(64, 32, 4, 2))
+        return Launches(Launch(64, 32, 4, 2, 128), Launch(64, 64, 4, 2), Launch(64, 64, 4, 2))
     if element_bytes == 2 and head_dim <= 128:
         return Launches(Launch(64, 64, 4, 2), Launch(64, 32, 4, 1), Launch(64, 32, 4, 1))
     return Launches(Launch(32, 32, 4, 1), Launch(32, 16, 4, 1), Launch(32, 16, 4, 1))
