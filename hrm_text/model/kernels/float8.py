@@ -116,20 +116,21 @@ def quantise_transpose(
 def quantise_weight(
     w, largest, y, y_transposed, inverse_O, inverse_I, O: tl.constexpr, I: tl.constexpr, BLOCK: tl.constexpr  # noqa: E741
 ):  # fmt: skip
-    """A tile of a weight [O, I] by the weight's one scale, as it lies and transposed; and the scale for each row."""
+    """A tile of a weight [O, I] by the weight's one scale, as it lies and transposed; and the scale for each row.
+
+    O and I are multiples of BLOCK: masked stores of FP8 tiles left holes at the edges (Triton 3.6).
+    """
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     scale = _power_of_two(tl.load(largest).to(tl.float32))
-    inside = (o[:, None] < O) & (i[None, :] < I)
-    w_OI = tl.load(w + o[:, None].to(tl.int64) * I + i[None, :], mask=inside, other=0.0).to(tl.float32) * scale
+    w_OI = tl.load(w + o[:, None].to(tl.int64) * I + i[None, :]).to(tl.float32) * scale
     w_OI = w_OI.to(y.dtype.element_ty)
-    tl.store(y + o[:, None].to(tl.int64) * I + i[None, :], w_OI, mask=inside)
-    inside = (i[:, None] < I) & (o[None, :] < O)  # a transposed mask was wrong at the edges (Triton 3.6)
-    tl.store(y_transposed + i[:, None].to(tl.int64) * O + o[None, :], tl.trans(w_OI), mask=inside)
+    tl.store(y + o[:, None].to(tl.int64) * I + i[None, :], w_OI)
+    tl.store(y_transposed + i[:, None].to(tl.int64) * O + o[None, :], tl.trans(w_OI))
     if tl.program_id(1) == 0:
-        tl.store(inverse_O + o, tl.zeros([BLOCK], tl.float32) + 1 / scale, mask=o < O)
+        tl.store(inverse_O + o, tl.zeros([BLOCK], tl.float32) + 1 / scale)
     if tl.program_id(0) == 0:
-        tl.store(inverse_I + i, tl.zeros([BLOCK], tl.float32) + 1 / scale, mask=i < I)
+        tl.store(inverse_I + i, tl.zeros([BLOCK], tl.float32) + 1 / scale)
 
 
 # --------------------------------------------------------------------------------------------------------- launches ---
@@ -137,6 +138,9 @@ def quantise_weight(
 
 TILE, TILE_WARPS = 128, 4
 """Rows and columns that one program transposes."""
+
+MULTIPLE = 64
+"""What both sizes of a weight are multiples of."""
 
 
 def norm_scale(width: int) -> float:
@@ -237,8 +241,9 @@ class Matrix:
 
     @classmethod
     def like(cls, weight_OI: Tensor) -> Matrix:
-        """Room for a weight."""
+        """Room for a weight, both of whose sizes are multiples of ``MULTIPLE``."""
         (outputs, inputs), device = weight_OI.shape, weight_OI.device
+        assert outputs % MULTIPLE == inputs % MULTIPLE == 0, weight_OI.shape
         return cls(
             torch.empty(outputs, inputs, dtype=FLOAT8, device=device),
             torch.empty(inputs, outputs, dtype=FLOAT8, device=device),
@@ -255,7 +260,7 @@ class Matrix:
         self.key = key
         outputs, inputs = weight_OI.shape
         largest = torch.linalg.vector_norm(weight_OI, math.inf)
-        grid = (triton.cdiv(outputs, 64), triton.cdiv(inputs, 64))
-        quantise_weight[grid](
-            weight_OI, largest, self.values_OI, self.transposed_IO, self.inverse_O, self.inverse_I, outputs, inputs, 64
-        )
+        quantise_weight[(outputs // MULTIPLE, inputs // MULTIPLE)](
+            weight_OI, largest, self.values_OI, self.transposed_IO, self.inverse_O, self.inverse_I,
+            outputs, inputs, MULTIPLE,
+        )  # fmt: skip

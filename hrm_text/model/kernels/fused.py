@@ -24,6 +24,7 @@ from hrm_text.model.attention import Attention
 from hrm_text.model.block import Block, Stack
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.kernels import elementwise, float8_passes, passes, why_not
+from hrm_text.model.kernels.float8 import MULTIPLE
 from hrm_text.model.kernels.float8_passes import Matrices
 from hrm_text.model.kernels.passes import Settings, Weights
 from hrm_text.model.kernels.tiles import PackedTiles
@@ -121,8 +122,8 @@ def why_not_float8(config: ModelConfig, device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
         return f"FP8 products need compute capability 8.9 (Ada, Hopper and later); {name} has less"
-    odd = [size for size in (config.hidden_size, config.attention_size, config.intermediate_size) if size % 64]
-    return f"FP8 products need widths that are multiples of 64, and the model has {odd[0]}" if odd else None
+    odd = [size for size in (config.hidden_size, config.attention_size, config.intermediate_size) if size % MULTIPLE]
+    return f"FP8 products need widths that are multiples of {MULTIPLE}, and the model has {odd[0]}" if odd else None
 
 
 def fuse(model: RecurrentLM, *, recompute: Recompute = "some", fp8: bool = False) -> None:

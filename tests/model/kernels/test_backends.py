@@ -18,6 +18,9 @@ from hrm_text.model.attention import Attention, PlainAttention, Spans
 from hrm_text.model.kernels import BACKENDS, available_backends, flash, packed_attention, pick_backend, varlen, why_not
 from hrm_text.model.kernels.two_pass import Segments, TwoPassAttention
 
+# torch.compile, inside flex, looks at the inputs' gradients, and hides it from users.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 CPU = torch.device("cpu")
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 

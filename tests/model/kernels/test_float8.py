@@ -152,18 +152,18 @@ def test_swiglu_and_its_gradient() -> None:
 
 
 def test_a_weight_has_one_scale_and_two_layouts() -> None:
-    weight_OI = 0.02 * draw(200, 136)
+    weight_OI = 0.02 * draw(192, 128)
     matrix = Matrix.like(weight_OI)
     matrix.follow(weight_OI)
     assert len({*matrix.inverse_O.tolist(), *matrix.inverse_I.tolist()}) == 1
-    assert (matrix.inverse_O.shape, matrix.inverse_I.shape) == ((200,), (136,))
+    assert (matrix.inverse_O.shape, matrix.inverse_I.shape) == ((192,), (128,))
     assert torch.equal(matrix.values_OI.float(), matrix.transposed_IO.float().T)
     flat = Rows(matrix.values_OI.view(1, -1), matrix.inverse_O[:1])
     assert_near(flat, weight_OI.view(1, -1))
 
 
 def test_a_weight_is_turned_again_when_it_has_changed_and_only_then() -> None:
-    weight_OI = torch.nn.Parameter(draw(32, 16))
+    weight_OI = torch.nn.Parameter(draw(64, 128))
     matrix = Matrix.like(weight_OI)
 
     def turned(weight_OI: Tensor) -> bool:
@@ -200,7 +200,7 @@ def plain_product_along_rows(dy_OT: tuple[Tensor, Tensor], x_IT: tuple[Tensor, T
 
 @pytest.mark.skipif(not HAS_PRODUCTS, reason="FP8 products need an NVIDIA GPU of compute capability 8.9")
 def test_products_are_those_of_the_numbers_that_are_stood_for() -> None:
-    x_TI, dy_TO, weight_OI = draw(37, 64), 1e-3 * draw(37, 96, seed=1), 0.1 * draw(96, 64, seed=2)
+    x_TI, dy_TO, weight_OI = draw(37, 64), 1e-3 * draw(37, 128, seed=1), 0.1 * draw(128, 64, seed=2)
     matrix, x, dy = Matrix.like(weight_OI), float8.quantise_rows(x_TI), float8.quantise_rows(dy_TO)
     matrix.follow(weight_OI)
     sides = float8.transposed(dy), float8.transposed(x)
@@ -241,8 +241,8 @@ def test_a_model_in_fp8_is_near_the_plain_one(recompute: fused.Recompute, monkey
     elif not HAS_PRODUCTS:
         pytest.skip("FP8 products need an NVIDIA GPU of compute capability 8.9")
     config = ModelConfig(
-        architecture="transformer", vocab_size=32, max_position_embeddings=16, hidden_size=32, num_layers=3,
-        num_heads=2, head_dim=16, inner_multiple=16,
+        architecture="transformer", vocab_size=32, max_position_embeddings=16, hidden_size=64, num_layers=3,
+        num_heads=2, head_dim=32, inner_multiple=64,
     )  # fmt: skip
     exact = build(config, seed=1, device=DEVICE.type)
     model = copy.deepcopy(exact).to(torch.bfloat16 if ON_GPU else torch.float32)

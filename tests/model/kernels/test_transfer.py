@@ -19,6 +19,7 @@ def test_nothing_is_copied_on_a_cpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_values_arrive_and_the_host_does_not_wait() -> None:
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.set_sync_debug_mode("error")
