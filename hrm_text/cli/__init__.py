@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import arg
 
 from hrm_text.cli.bench_commands import COMMANDS as BENCH_COMMANDS
-from hrm_text.cli.data_commands import COMMANDS as DATA_COMMANDS
+from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
 from hrm_text.cli.terminal import escape, notes, print_json
 from hrm_text.cli.train_command import train, train_with_overrides
 from hrm_text.cli.weights_commands import eval_, export, generate, import_reference

@@ -1,0 +1,63 @@
+"""`hrm-text data tokenizer | tokenize`: records to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from hrm_text.cli.terminal import notes, progress_bar, tell, tell_of_bad_records
+
+
+def tokenizer(records: Positional[tuple[Path, ...]], out: Path, vocab_size: int = 65_536, strict: bool = False) -> None:
+    """Train a byte-level BPE tokenizer on records.
+
+    Args:
+        records: JSONL or Parquet files, or folders of them
+        out: folder for tokenizer.json
+        vocab_size: entries, special tokens included
+        strict: stop at the first bad record instead of counting it
+    """
+    from hrm_text.data.records import BadRecords, find_record_files, read_texts
+    from hrm_text.data.tokenizer import tokenizer_info, train_tokenizer
+
+    bad = BadRecords(strict=strict)
+    with notes().status("training the tokenizer"):
+        train_tokenizer(read_texts(find_record_files(records), bad), vocab_size, out)
+    tell_of_bad_records(bad)
+    tell(f"wrote {out}: {tokenizer_info(out)['vocab_size']:,} entries. Next:")
+    paths = " ".join(map(str, records))
+    tell(f"  hrm-text data tokenize {paths} --tokenizer {out} --out STORE")
+
+
+def tokenize(
+    records: Positional[tuple[Path, ...]],
+    tokenizer: Path,
+    out: Path,
+    max_seq_len: int | None = None,
+    strict: bool = False,
+) -> None:
+    """Turn records into token ids, one folder per file; finished folders are kept.
+
+    Args:
+        records: JSONL or Parquet files, or folders of them
+        tokenizer: folder of the tokenizer
+        out: folder for the token store
+        max_seq_len: report prompts that leave no room for a response in so many tokens
+        strict: stop at the first bad record instead of counting it
+    """
+    from hrm_text.data.tokenize import tokenize_files
+
+    with progress_bar("tokenising", "bytes") as on_progress:
+        summary = tokenize_files(
+            records, tokenizer, out, strict=strict, max_seq_len=max_seq_len, on_progress=on_progress
+        )
+    tell_of_bad_records(summary.bad)
+    reused = f", {summary.reused} of them kept from before" if summary.reused else ""
+    counts = f"{summary.tokens:,} tokens of {summary.records:,} records in {summary.files} files{reused}"
+    tell(f"wrote {out}: {counts}. Next:")
+    tell(f"  hrm-text data sample {out} --out SAMPLED --rules RULES.yaml --epochs 1")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"tokenizer": tokenizer, "tokenize": tokenize}
