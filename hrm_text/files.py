@@ -7,12 +7,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hrm_text.contracts import UserError
+
+_SURELY_DEAD_SECONDS = 600.0
 
 
 @contextlib.contextmanager
@@ -58,6 +62,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if replaced.exists() and not path.exists():
             os.replace(replaced, path)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in a folder, beside files and folders that they were writing.
+
+    Left alone is what a process of this machine may still be writing, and, as another machine may be at it, whatever
+    was written to in the last ten minutes.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = re.fullmatch(r"\..+\.(\d+)\.(tmp|old)", path.name)
+        if found is None or Path(f"/proc/{found[1]}").exists():
+            continue
+        inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+        if time.time() - max(each.stat().st_mtime for each in inside) < _SURELY_DEAD_SECONDS:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ and gives the same bytes. Executors are datatrove's; their logs lie in the engin
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args
@@ -82,13 +84,17 @@ class Engine:
         weights = [1] * len(shards) if weights is None else weights
         total = sum(weights)
 
-        def advance(finished: Iterable[int]) -> None:
+        def advance(finished: Iterable[int], begun: int = 0) -> None:
             if on_progress is not None:
-                on_progress(sum(weights[i] for i in finished), total)
+                on_progress(min(total, sum(weights[i] for i in finished) + begun), total)
 
         if self.kind == "local" and self.workers == 1:
             for index, shard in enumerate(shards):
-                work(shard)
+                reporter = _reporter.set(functools.partial(advance, range(index)))
+                try:
+                    work(shard)
+                finally:
+                    _reporter.reset(reporter)
                 advance(range(index + 1))
             return
         if not shards:
@@ -115,6 +121,10 @@ class Engine:
                 f"{name}: {len(unfinished):,} of {len(shards):,} shards did not finish, the first is {shards[first]}; "
                 f"its log is {folder / 'logs' / f'task_{first:05d}.log'}. Run the same command again to go on."
             )
+        if self.kind == "local":  # silent executors leave nothing worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
     def _executor(self, name: str, folder: Path, task: Task[Any], tasks: int) -> Any:
         """The executor of datatrove, which is imported here: that takes half a second."""
@@ -151,11 +161,29 @@ class Task(Generic[Shard]):
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         """Work on one shard; what the user can mend is written down, for exceptions do not reach us from everywhere."""
+        _reporter.set(functools.partial(_note_begun, self.folder / "begun" / str(rank)))
         try:
             self.work(self.shards[rank])
         except UserError as error:
             write_json(self.folder / FAILURE, str(error))
             raise
+
+
+_reporter: ContextVar[Callable[[int], None] | None] = ContextVar("reporter", default=None)
+
+
+def report(done: int) -> None:
+    """Say, from within ``work``, how much of the shard's weight is done; to be called as often as is handy."""
+    if (reporter := _reporter.get()) is not None:
+        reporter(done)
+
+
+def _note_begun(path: Path, done: int) -> None:
+    """Leave a number where ``_watching`` finds it; a lost one does no harm."""
+    with contextlib.suppress(OSError):
+        if not path.exists() or time.time() - path.stat().st_mtime > _POLL_SECONDS:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(str(done))
 
 
 FAILURE = "failure.json"
@@ -172,14 +200,21 @@ def _finished(folder: Path) -> list[int]:
     return [int(path.name) for path in completions.iterdir()] if completions.is_dir() else []
 
 
+def _begun(folder: Path, finished: Sequence[int]) -> int:
+    """Weight done of the shards that are begun and not finished."""
+    paths = (folder / "begun").iterdir() if (folder / "begun").is_dir() else ()
+    return sum(int(path.read_text() or 0) for path in paths if int(path.name) not in finished)
+
+
 @contextlib.contextmanager
-def _watching(folder: Path, advance: Callable[[Iterable[int]], None]) -> Iterator[None]:
+def _watching(folder: Path, advance: Callable[[Sequence[int], int], None]) -> Iterator[None]:
     """Report what is finished, from a thread, as long as it lasts."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(_POLL_SECONDS):
-            advance(_finished(folder))
+            finished = _finished(folder)
+            advance(finished, _begun(folder, finished))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -188,7 +223,7 @@ def _watching(folder: Path, advance: Callable[[Iterable[int]], None]) -> Iterato
     finally:
         ended.set()
         thread.join()
-    advance(_finished(folder))
+    advance(_finished(folder), 0)
 
 
 def _wait_for_queue(job: str, folder: Path, tasks: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
@@ -22,8 +22,21 @@ from hrm_text.files import whole_file
 
 FIELDS = tuple(field.name for field in fields(Example))
 ENDINGS = (".jsonl", ".parquet")
-BAD_KINDS = ("not_json", "missing_key", "unknown_tag", "wrong_type", "invalid_utf8", "empty_response", "too_long")
+BAD_KINDS = (
+    "not_json",
+    "missing_key",
+    "unknown_tag",
+    "wrong_type",
+    "invalid_utf8",
+    "empty_response",
+    "too_long",
+    "too_large",
+)
 _BATCH_ROWS = 1024
+
+MAX_RECORD_BYTES = 16 << 20
+"""Bytes of a line, or of the text of a record: a thousand times any context, and what a tokeniser can still hold. A
+larger record is a bad one, whatever its prefix would fit, and a larger line is never held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,11 @@ class BadRecord:
     kind: str
     """One of BAD_KINDS."""
     message: str
+
+    @classmethod
+    def from_list(cls, values: Sequence[Any]) -> BadRecord:
+        """What ``dataclasses.astuple`` made of one, back from JSON."""
+        return cls(*values)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
@@ -71,9 +89,10 @@ class BadRecords:
         if len(self.examples) < self.keep:
             self.examples.append(bad)
 
-    def add_counts(self, counts: Mapping[str, int]) -> None:
-        """Add bad records that an earlier run has found and counted by kind."""
+    def add_counts(self, counts: Mapping[str, int], examples: Iterable[BadRecord] = ()) -> None:
+        """Add bad records that another run or process has found and counted by kind, and the first of them."""
         self.counts.update(counts)
+        self.examples += islice(examples, self.keep - len(self.examples))
 
     @property
     def total(self) -> int:
@@ -192,18 +211,29 @@ def _read_jsonl(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[Loc
     bytes_read = 0
     # Lines are split as bytes, so that one that is not UTF-8 leaves its neighbours alone.
     with path.open("rb") as file:
-        for line, text in enumerate(file, start=1):
-            bytes_read += len(text)
+        for line, (text, size) in enumerate(_lines(file), start=1):
+            bytes_read += size
             if line == 1:
                 text = text.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
             if text.isspace() or not text:
                 continue
             try:
+                if size > MAX_RECORD_BYTES:
+                    raise _Unusable("too_large", f"a line of {size:,} bytes, expected at most {MAX_RECORD_BYTES:,}")
                 example = _example(_parse_json(text))
             except _Unusable as reason:
                 on_bad(BadRecord(str(path), line, reason.kind, str(reason)))
             else:
                 yield LocatedExample(line, bytes_read, example)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The lines of a file, each with its size; of one above ``MAX_RECORD_BYTES`` the beginning alone."""
+    while text := file.readline(MAX_RECORD_BYTES + 1):
+        size, piece = len(text), text
+        while not piece.endswith(b"\n") and (piece := file.readline(1 << 20)):
+            size += len(piece)
+        yield text, size
 
 
 def _parse_json(line: bytes) -> Mapping[str, Any]:
@@ -304,6 +334,8 @@ def _example(values: Mapping[str, Any]) -> Example:
     for name in FIELDS:
         if not isinstance(values[name], str):
             raise _Unusable("wrong_type", f"{name!r} must be a string, found {_type_name(values[name])}")
+    if (size := sum(len(values[name]) for name in FIELDS)) > MAX_RECORD_BYTES:
+        raise _Unusable("too_large", f"{size:,} characters of text, expected at most {MAX_RECORD_BYTES:,}")
     try:
         parse_condition(values["condition"])
     except UserError as error:

@@ -11,10 +11,11 @@ A finished folder is used again as long as its source, the tokenizer and the set
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +25,17 @@ import numpy as np
 import numpy.typing as npt
 
 from hrm_text.contracts import UserError
+from hrm_text.data.engine import Engine, report
 from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.records import BadRecord, BadRecords, LocatedExample, RecordFile, find_record_files, locate_records
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_info
-from hrm_text.files import read_json, sha256, whole_folder, write_json
+from hrm_text.files import read_json, remove_leftovers, sha256, whole_folder, write_json
 
 SPANS = ("inst_start", "inst_len", "resp_start", "resp_len")
 MANIFEST = "tokenizer_info.json"
 _CHUNK_RECORDS = 1024
+_CHUNK_CHARACTERS = 4 << 20
+"""What is encoded at a time: encodings take about a hundred bytes for each byte of text."""
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in the unit that the function names."""
@@ -57,12 +61,13 @@ def tokenize_files(
     *,
     strict: bool = False,
     max_seq_len: int | None = None,
+    engine: Engine | None = None,
     on_progress: Progress | None = None,
 ) -> TokenizeSummary:
     """Tokenise record files, or folders of them, into a store. Run again, it goes on from the last finished file.
 
     A folder of the store whose source is not among ``inputs`` is an error, for the sampler would draw from it all the
-    same; nothing is deleted for you.
+    same; nothing is deleted for you. The store's bytes do not depend on the engine.
 
     Args:
         inputs: files and folders, as for ``find_record_files``.
@@ -72,51 +77,55 @@ def tokenize_files(
         max_seq_len: most tokens of a sample with its last response token, that is the context plus one (the sampler's
             setting of the same name). A record whose prefix leaves no room for a response is bad (``too_long``). None
             keeps records of any length.
+        engine: where files are worked on; this process by default, with the tokenizer's threads on all cores.
         on_progress: bytes of source done, and in all.
 
     Raises:
         UserError: no input, no tokenizer, a store of other sources, a bad record under ``strict``, or no good record.
     """
+    engine = engine or Engine()
     files = find_record_files(inputs)
     info = tokenizer_info(tokenizer_dir)
-    prompts = PromptFormat(load_tokenizer(tokenizer_dir), info)
     _refuse_other_sources(out, files)
+    remove_leftovers(out)
 
     settings = {
         "tokenizer_sha256": sha256(tokenizer_file(tokenizer_dir)),
         "max_seq_len": max_seq_len,
     }
-    finished = {file: _finished(out / file.safe_name, file, settings, strict) for file in files}
-    if not all(finished.values()):
+    before = {file: _finished(out / file.safe_name, file, settings, strict) for file in files}
+    waiting = [file for file in files if before[file] is None]
+    if waiting:
         # From here on folders of different tokenizers may stand side by side: the store is not finished.
         (out / MANIFEST).unlink(missing_ok=True)
+    threads = 0 if engine.workers == 1 else 1
+    engine.run(
+        "tokenise",
+        functools.partial(_tokenize_file, tokenizer_dir, out, settings, strict, threads),
+        waiting,
+        weights=[_size(file) for file in waiting],
+        on_progress=on_progress,
+    )
 
     bad = BadRecords(strict=strict)
-    sizes = {file: file.path.stat().st_size for file in files}
-    total, done = sum(sizes.values()), 0
     records = tokens = 0
     for file in files:
-        metadata = finished[file]
-        if metadata is None:
-
-            def on_bytes(read: int, before: int = done) -> None:
-                if on_progress is not None:
-                    on_progress(min(before + read, total), total)
-
-            metadata = _tokenize_file(file, out / file.safe_name, prompts, settings, bad, on_bytes)
-        else:
-            bad.add_counts(metadata["dropped"])
+        metadata = before[file] or read_json(out / file.safe_name / "metadata.json")
+        bad.add_counts(metadata["dropped"], () if before[file] else map(BadRecord.from_list, metadata["first_dropped"]))
         records += metadata["records"]
         tokens += metadata["tokens"]
-        done += sizes[file]
-        if on_progress is not None:
-            on_progress(done, total)
     if not records:
         raise UserError(f"{', '.join(map(str, inputs))}: not one usable record; {bad.summary()}")
     if not (out / MANIFEST).is_file() or read_json(out / MANIFEST) != info:
         write_json(out / MANIFEST, info)
-    reused = sum(metadata is not None for metadata in finished.values())
-    return TokenizeSummary(files=len(files), reused=reused, records=records, tokens=tokens, bad=bad)
+    return TokenizeSummary(files=len(files), reused=len(files) - len(waiting), records=records, tokens=tokens, bad=bad)
+
+
+def _size(file: RecordFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{file.path}: was there a moment ago and is gone; give inputs that stay") from None
 
 
 def store_folders(store: Path) -> list[Path]:
@@ -159,30 +168,30 @@ def _finished(folder: Path, file: RecordFile, settings: dict[str, Any], strict: 
         return None  # absent, or written by another pipeline, which says too little to rely on
 
 
+@functools.lru_cache(maxsize=1)
+def _prompts(tokenizer_dir: Path, checksum: str) -> PromptFormat:
+    """Read once by each process; the checksum tells a tokenizer from one that was at the same place before."""
+    return PromptFormat(load_tokenizer(tokenizer_dir), tokenizer_info(tokenizer_dir))
+
+
 def _tokenize_file(
-    file: RecordFile,
-    folder: Path,
-    prompts: PromptFormat,
-    settings: dict[str, Any],
-    bad: BadRecords,
-    on_bytes: Callable[[int], None],
-) -> dict[str, Any]:
-    """Write the folder of one file, whole or not at all; returns its metadata."""
-    source = file.path.stat()
-    dropped: Counter[str] = Counter()
-    max_seq_len = settings["max_seq_len"]
+    tokenizer_dir: Path, out: Path, settings: dict[str, Any], strict: bool, threads: int, file: RecordFile
+) -> None:
+    """Write the folder of one file, whole or not at all. ``threads`` of the tokenizer; 0 is one per core."""
+    if threads:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when the first batch of this process is encoded
+    prompts = _prompts(tokenizer_dir, settings["tokenizer_sha256"])
+    source_size, max_seq_len = _size(file), settings["max_seq_len"]
+    source_mtime_ns = file.path.stat().st_mtime_ns
+    bad = BadRecords(strict=strict)
     chunk: list[LocatedExample] = []
 
-    def report(record: BadRecord) -> None:
-        dropped[record.kind] += 1
+    def report_unreadable(record: BadRecord) -> None:
+        if strict:
+            write_chunk()  # a prompt further up may be too long: the first bad record is the one to stop at
         bad(record)
 
-    def report_unreadable(record: BadRecord) -> None:
-        if bad.strict:
-            write_chunk()  # a prompt further up may be too long: the first bad record is the one to stop at
-        report(record)
-
-    with whole_folder(folder) as beside, StoreWriter(beside) as store:
+    with whole_folder(out / file.safe_name) as beside, StoreWriter(beside) as store:
 
         def write_chunk() -> None:
             examples = [located.example for located in chunk]
@@ -199,30 +208,33 @@ def _tokenize_file(
                     f"the prompt takes {len(prefix):,} tokens, which leaves no room for a response "
                     f"in a context of {max_seq_len - 1:,}"
                 )
-                report(BadRecord(str(file.path), located.line, "too_long", message))
+                bad(BadRecord(str(file.path), located.line, "too_long", message))
             store.append([prefixes[index] for index in kept], [responses[index] for index in kept])
             chunk.clear()
 
+        characters = 0
         for located in locate_records(file.path, report_unreadable):
             chunk.append(located)
-            if len(chunk) == _CHUNK_RECORDS:
+            characters += len(located.example.instruction) + len(located.example.response)
+            if len(chunk) == _CHUNK_RECORDS or characters > _CHUNK_CHARACTERS:
                 write_chunk()
-                on_bytes(located.bytes_read)
+                characters = 0
+                report(located.bytes_read)
         write_chunk()
 
         metadata = {
-            "source_mtime": int(source.st_mtime),
-            "source_size": source.st_size,
+            "source_mtime": source_mtime_ns // 10**9,
+            "source_size": source_size,
             # The two keys above are those of the published layout; these are ours.
-            "source_mtime_ns": source.st_mtime_ns,
+            "source_mtime_ns": source_mtime_ns,
             "source_sha256": sha256(file.path),
             **settings,
             "records": store.records,
             "tokens": store.tokens,
-            "dropped": dict(dropped),
+            "dropped": dict(bad.counts),
+            "first_dropped": [list(astuple(record)) for record in bad.examples],
         }
         write_json(beside / "metadata.json", metadata)
-    return metadata
 
 
 class StoreWriter:

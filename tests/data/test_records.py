@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from hrm_text.contracts import Example, UserError
 from hrm_text.data.records import (
+    MAX_RECORD_BYTES,
     BadRecord,
     BadRecords,
     find_record_files,
@@ -253,3 +255,32 @@ def test_jsonl_is_one_object_per_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_jsonl(path, [Example("cot", "line\nbreak", "\u2028")] * 2)
     assert [json.loads(line)["instruction"] for line in path.read_bytes().splitlines()] == ["line\nbreak"] * 2
+
+
+def test_a_line_without_end_is_skipped_and_never_held(tmp_path: Path) -> None:
+    good = json.dumps({"condition": "direct", "instruction": "q", "response": "r"})
+    path = tmp_path / "a.jsonl"
+    with path.open("w") as file:
+        file.write(good + "\n" + '{"condition": "direct", "instruction": "')
+        for _ in range(100):
+            file.write("x" * (1 << 20))
+        file.write('", "response": "r"}\n' + good + "\n")
+    bad = BadRecords()
+    tracemalloc.start()
+    try:
+        found = list(locate_records(path, bad))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [located.line for located in found] == [1, 3]
+    assert found[-1].bytes_read == path.stat().st_size
+    assert bad.counts == {"too_large": 1}
+    assert peak < 3 * MAX_RECORD_BYTES
+
+
+def test_a_cell_without_end_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, [Example("direct", "q", "x" * MAX_RECORD_BYTES), Example("cot", "q", "r")])
+    bad = BadRecords()
+    assert [example.condition for example in read_records(path, bad)] == ["cot"]
+    assert bad.counts == {"too_large": 1}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from hrm_text.contracts import Example, UserError
 from hrm_text.data import tokenize
+from hrm_text.data.engine import Engine
 from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.records import write_jsonl, write_parquet
 from hrm_text.data.tokenize import ArrayFile, store_folders, tokenize_files
@@ -38,6 +40,36 @@ def inputs(tmp_path: Path) -> Path:
     write_jsonl(folder / "a.jsonl", EXAMPLES)
     write_parquet(folder / "flan" / "b.parquet", EXAMPLES[::-1] * 2)
     return folder
+
+
+def test_processes_give_the_same_bytes(tmp_path: Path, inputs: Path, tokenizer_dir: Path) -> None:
+    (inputs / "bad.jsonl").write_text('{"condition": "direct"}\n' + (inputs / "a.jsonl").read_text())
+    alone = tokenize_files([inputs], tokenizer_dir, tmp_path / "alone")
+    engine = Engine(workers=2, folder=tmp_path / "log")
+    together = tokenize_files([inputs], tokenizer_dir, tmp_path / "together", engine=engine)
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    assert together.bad.summary() == alone.bad.summary()
+    assert "bad.jsonl:1: missing 'instruction', 'response'" in together.bad.summary()
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_file_that_fails_fails_the_run(tmp_path: Path, inputs: Path, tokenizer_dir: Path) -> None:
+    (inputs / "torn.parquet").write_bytes((inputs / "flan" / "b.parquet").read_bytes()[:-9])
+    for workers in (1, 2):
+        store = tmp_path / f"store{workers}"
+        with pytest.raises(UserError, match="torn.parquet: not readable as Parquet"):
+            tokenize_files([inputs], tokenizer_dir, store, engine=Engine(workers=workers, folder=tmp_path / "log"))
+        assert not (store / tokenize.MANIFEST).exists()
+
+
+def test_a_folder_that_vanishes_is_named(
+    tmp_path: Path, inputs: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tokenize.find_record_files([inputs])
+    monkeypatch.setattr(tokenize, "find_record_files", lambda paths: found)
+    shutil.rmtree(inputs)
+    with pytest.raises(UserError, match=r"a.jsonl: was there a moment ago and is gone"):
+        tokenize_files([inputs], tokenizer_dir, tmp_path / "store")
 
 
 def test_layout_of_the_store(tmp_path: Path, inputs: Path, tokenizer_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -37,6 +38,9 @@ def tokenize(
     out: Path,
     max_seq_len: int | None = None,
     strict: bool = False,
+    workers: int = 1,
+    engine: Literal["local", "slurm", "ray"] = "local",
+    partition: str = "",
 ) -> None:
     """Turn records into token ids, one folder per file; finished folders are kept.
 
@@ -46,13 +50,18 @@ def tokenize(
         out: folder for the token store
         max_seq_len: report prompts that leave no room for a response in so many tokens
         strict: stop at the first bad record instead of counting it
+        workers: processes, each with a file of its own; 1 is this process, with the tokenizer's threads on all cores
+        engine: where they run
+        partition: of slurm
     """
+    from hrm_text.data.engine import Engine
     from hrm_text.data.tokenize import tokenize_files
 
     with progress_bar("tokenising", "bytes") as on_progress:
         summary = tokenize_files(
-            records, tokenizer, out, strict=strict, max_seq_len=max_seq_len, on_progress=on_progress
-        )
+            records, tokenizer, out, strict=strict, max_seq_len=max_seq_len,
+            engine=Engine(engine, workers, out.parent / f".{out.name}.logs", partition), on_progress=on_progress,
+        )  # fmt: skip
     tell_of_bad_records(summary.bad)
     reused = f", {summary.reused} of them kept from before" if summary.reused else ""
     counts = f"{summary.tokens:,} tokens of {summary.records:,} records in {summary.files} files{reused}"
