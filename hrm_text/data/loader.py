@@ -14,11 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hrm_text.contracts import IGNORE_INDEX, PackedBatch, UserError
-from hrm_text.data.pack import EpochIndex, Packing, pack_epoch, read_epoch, read_integers
-from hrm_text.files import read_json
+from hrm_text.data.pack import EpochIndex, Packing, read_epoch
+from hrm_text.data.packing_plan import plan_epoch
+from hrm_text.data.storage import Location, location, names_in, read_json_at, under
+from hrm_text.data.token_files import Tokens, open_tokens
 
 Mask = Literal["prefix", "causal"]
 Supervise = Literal["response", "all"]
+
+_CHECKED_ROWS = 1 << 20
+"""Rows of an index that are checked at a time: a whole epoch's would take gigabytes."""
 
 PAD_ID = 0
 """Input id of padding. No sample attends to it and no loss falls on it, so any id that every vocabulary has will do."""
@@ -66,15 +71,17 @@ class LoaderStep:
 class Loader:
     """Iterates over the global batches of a sampled folder and yields this rank's share of each.
 
-    A global batch is ``bins`` micro-batches of at most ``tokens_per_batch`` tokens, balanced by LPT; rank r gets the
-    micro-batches r, r + num_ranks, r + 2 * num_ranks, ... The last step of an epoch holds what is left: turns in which
-    no rank has a sample are left out, and a rank that alone has none gets a batch without samples, so that the ranks
-    stay in step. One rank alone never sees an empty batch.
+    A global batch is ``bins`` micro-batches of at most ``tokens_per_batch`` tokens, balanced by tokens and by the work
+    of attention (``packing_plan``, which moves samples by a few steps for it); rank r gets the micro-batches r,
+    r + num_ranks, r + 2 * num_ranks, ... The last step of an epoch holds what is left: turns in which no rank has a
+    sample are left out, and a rank that alone has none gets a batch without samples, so that the ranks stay in step.
+    One rank alone never sees an empty batch.
 
     Iterating yields (step, state after it). Every iteration begins at ``state``.
 
     Args:
-        sampled: a sampled folder: ``tokens.npy``, ``metadata.json``, ``epoch_<n>/``.
+        sampled: a sampled folder, as a path or a URL: ``tokens.npy`` or ``token_files.json``, ``metadata.json``,
+            ``epoch_<n>/``.
         tokens_per_batch: token budget of a micro-batch.
         bins: micro-batches of a global batch over all ranks, a multiple of ``num_ranks``.
         rank: of this process, from 0.
@@ -85,6 +92,7 @@ class Loader:
         pad: whether every micro-batch is padded to ``tokens_per_batch``, for a compiled model that wants one shape.
         workers: threads that assemble batches ahead; the batches do not depend on it.
         state: where to begin.
+        plans: folder to keep the plans of large epochs in; by default ``packing`` in a sampled folder on this machine.
 
     Raises:
         UserError: a setting out of range, a file that is missing or damaged, rows that point outside the tokens, a
@@ -93,7 +101,7 @@ class Loader:
 
     def __init__(
         self,
-        sampled: Path,
+        sampled: Location,
         *,
         tokens_per_batch: int,
         bins: int = 1,
@@ -105,6 +113,7 @@ class Loader:
         pad: bool = False,
         workers: int = 0,
         state: LoaderState | None = None,
+        plans: Path | None = None,
     ) -> None:
         for name, value, least in (
             ("tokens_per_batch", tokens_per_batch, 1),
@@ -121,27 +130,31 @@ class Loader:
         _check_choice("mask", mask, get_args(Mask))
         _check_choice("supervise", supervise, get_args(Supervise))
 
-        self.sampled = sampled
+        self.sampled = sampled = location(sampled)
         self.tokens_per_batch = tokens_per_batch
         self.rank, self.num_ranks = rank, num_ranks
         self.mask, self.supervise, self.pad, self.workers = mask, supervise, pad, workers
 
-        metadata = read_metadata(sampled / "metadata.json")
+        metadata = read_metadata(under(sampled, "metadata.json"))
         self.tokenizer_info: dict[str, Any] = metadata["tokenizer_info"]
         self.vocab_size: int = metadata["vocab_size"]
         """Entries of the tokenizer; every token id is below it."""
         self.max_seq_len: int = metadata["max_seq_len"]
         """Most tokens of a prefix and its response together; the model's context is one less: the last is no input."""
 
-        self._tokens = read_integers(sampled / "tokens.npy")
+        self._tokens = open_tokens(sampled)
+        if plans is None and isinstance(sampled, Path):
+            plans = sampled / "packing"
         self._indices: list[EpochIndex] = []
         self._packings: list[Packing] = []
         for epoch in _choose_epochs(sampled, epochs):
-            folder = sampled / f"epoch_{epoch}"
+            folder = under(sampled, f"epoch_{epoch}")
             index = read_epoch(sampled, epoch)
-            _check_index(index, folder, len(self._tokens), self.max_seq_len)
+            _check_index(index, folder, self._tokens, self.max_seq_len)
+            lengths = index.sample_lengths
+            prefixes = np.zeros_like(lengths) if mask == "causal" else index.inst_len
             try:
-                packing = pack_epoch(index.sample_lengths, tokens_per_batch, bins)
+                packing = plan_epoch(lengths, prefixes, tokens_per_batch, bins, plans)
             except UserError as error:
                 raise UserError(f"{folder}: {error}") from None
             self._indices.append(index)
@@ -185,7 +198,7 @@ class Loader:
         rows = packing[step]
         last_filled = max(b for b, samples in enumerate(rows) if len(samples))
         turns = range(self.rank, last_filled - last_filled % self.num_ranks + self.num_ranks, self.num_ranks)
-        of_step = index[packing.run(step)]
+        of_step = index[packing.samples(step)]
         labelled = of_step.resp_len if self.supervise == "response" else of_step.inst_len + of_step.resp_len - 1
         return LoaderStep(
             batches=[self._assemble(index[rows[b]]) for b in turns],
@@ -204,19 +217,22 @@ class Loader:
         labels = np.full(size, IGNORE_INDEX, np.int64)
         positions = np.zeros(size, np.int64)
 
-        # The batch is a sequence of spans of the token file: prefix, response without its last token, prefix, ...
-        span_lengths = np.stack([samples.inst_len, lengths - samples.inst_len], axis=1).ravel()
-        span_sources = np.stack([samples.inst_start, samples.resp_start], axis=1).ravel()
-        span_starts = np.cumsum(span_lengths) - span_lengths
+        # What is read is a sequence of whole samples: prefix, response, prefix, ...; the end of a response is no input.
+        answered = samples.resp_len > 0
+        whole_lengths = lengths + answered
+        whole_starts = np.cumsum(whole_lengths) - whole_lengths
+        whole = self._tokens.take(
+            np.stack([samples.inst_start, samples.resp_start], axis=1).ravel(),
+            np.stack([samples.inst_len, samples.resp_len], axis=1).ravel(),
+        )
         batch_positions = np.arange(filled)
-        input_ids[:filled] = self._tokens[batch_positions + np.repeat(span_sources - span_starts, span_lengths)]
+        source = batch_positions + np.repeat(whole_starts - starts[:-1], lengths)
+        input_ids[:filled] = whole[source]
         positions[:filled] = batch_positions - np.repeat(starts[:-1], lengths)
 
-        # A label is the next input, except at a sample's end: there it is the response's last token, or nothing.
-        labels[: max(filled - 1, 0)] = input_ids[1:filled]
-        ends, answered = starts[1:] - 1, samples.resp_len > 0
-        labels[ends] = IGNORE_INDEX
-        labels[ends[answered]] = self._tokens[samples.resp_start[answered] + samples.resp_len[answered] - 1]
+        # A label is the next token, except after a prefix alone: there is none.
+        labels[:filled] = whole[np.minimum(source + 1, len(whole) - 1)]
+        labels[starts[1:][~answered] - 1] = IGNORE_INDEX
         if self.supervise == "response":
             # The last token of a prefix predicts the first of its response; those before it predict nothing.
             labels[:filled][positions[:filled] < np.repeat(samples.inst_len - 1, lengths)] = IGNORE_INDEX
@@ -234,7 +250,7 @@ class Loader:
         if len(input_ids) and (input_ids.min() < 0 or max(input_ids.max(), labels.max()) >= self.vocab_size):
             worst = max(input_ids.max(), labels.max()) if input_ids.min() >= 0 else input_ids.min()
             raise UserError(
-                f"{self.sampled / 'tokens.npy'}: token id {worst}, but the vocabulary of metadata.json has "
+                f"{self._tokens.name}: token id {worst}, but the vocabulary of metadata.json has "
                 f"{self.vocab_size:,} entries; was the folder sampled with another tokenizer?"
             )
 
@@ -261,9 +277,9 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name}: expected one of {', '.join(choices)}; found {value!r}")
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Location) -> dict[str, Any]:
     """The metadata.json of a sampled folder, its ``tokenizer_info``, ``max_seq_len`` and ``vocab_size`` checked."""
-    metadata = read_json(path)
+    metadata = read_json_at(location(path))
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: expected keys and values, found {type(metadata).__name__}")
     for key, kind in (("tokenizer_info", dict), ("max_seq_len", int)):
@@ -279,9 +295,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return {**metadata, "vocab_size": vocab_size}
 
 
-def _choose_epochs(sampled: Path, epochs: int | None) -> list[int]:
+def _choose_epochs(sampled: Location, epochs: int | None) -> list[int]:
     """The numbers of the first ``epochs`` epoch folders."""
-    names = [re.fullmatch(r"epoch_(\d+)", folder.name) for folder in sampled.iterdir()]
+    names = [re.fullmatch(r"epoch_(\d+)", name) for name in names_in(sampled)]
     there = sorted(int(name[1]) for name in names if name)
     if not there:
         raise UserError(f"{sampled}: no folder epoch_<n>; a sampled folder is made by `hrm-text data sample`")
@@ -295,26 +311,42 @@ def _choose_epochs(sampled: Path, epochs: int | None) -> list[int]:
     return there[:epochs]
 
 
-def _check_index(index: EpochIndex, folder: Path, num_tokens: int, max_seq_len: int) -> None:
+def _check_index(index: EpochIndex, folder: Location, tokens: Tokens, max_seq_len: int) -> None:
     """Every row must lie within the token file and the context."""
     if len(index) == 0:
         raise UserError(f"{folder}: no samples; were all rows filtered out when the data was sampled?")
+    for first in range(0, len(index), _CHECKED_ROWS):
+        _check_rows(index[slice(first, first + _CHECKED_ROWS)], first, folder, tokens, max_seq_len)
+
+
+def _check_rows(index: EpochIndex, first: int, folder: Location, tokens: Tokens, max_seq_len: int) -> None:
     for name, starts, lengths, least in (
         ("inst", index.inst_start, index.inst_len, 1),
         ("resp", index.resp_start, index.resp_len, 0),
     ):
         if lengths.min() < least:
             row = int(lengths.argmin())
-            raise UserError(f"{folder / name}_len.npy: row {row}: expected at least {least}, found {lengths[row]}")
-        if starts.min() < 0 or (starts + lengths).max() > num_tokens:
-            row = int(starts.argmin()) if starts.min() < 0 else int((starts + lengths).argmax())
+            file = under(folder, f"{name}_len.npy")
+            raise UserError(f"{file}: row {first + row}: expected at least {least}, found {lengths[row]}")
+        file = under(folder, f"{name}_start.npy")
+        outside = np.flatnonzero((starts < 0) | (lengths > len(tokens) - starts))
+        if len(outside):
+            row = int(outside[0])
             raise UserError(
-                f"{folder / name}_start.npy: row {row}: tokens {starts[row]:,} to {starts[row] + lengths[row]:,} lie "
-                f"outside the {num_tokens:,} of tokens.npy; the files are not of one sampling, sample the data again"
+                f"{file}: row {first + row}: tokens {starts[row]:,} to {starts[row] + lengths[row]:,} lie "
+                f"outside the {len(tokens):,} of {tokens.name}; the files are not of one sampling, "
+                "sample the data again"
+            )
+        filled = np.flatnonzero(lengths > 0)
+        crossing = filled[tokens.crossing(starts[filled], lengths[filled])]
+        if len(crossing):
+            raise UserError(
+                f"{file}: row {first + int(crossing[0])}: begins in one file of {tokens.name} and ends in another; "
+                "the files are not of one sampling, sample the data again"
             )
     if (longest := index.inst_len + index.resp_len).max() > max_seq_len:
         row = int(longest.argmax())
         raise UserError(
-            f"{folder}: row {row}: {longest[row]:,} tokens, but metadata.json has max_seq_len {max_seq_len:,}; "
+            f"{folder}: row {first + row}: {longest[row]:,} tokens, but metadata.json has max_seq_len {max_seq_len:,}; "
             "sample the data again"
         )

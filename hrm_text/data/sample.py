@@ -1,86 +1,45 @@
 """Stratified sampling: the epochs that training reads, drawn from a token store ahead of time.
 
     SAMPLED/tokens.npy                      the tokens of all strata, end to end, in the smallest type that fits
+            token_files.json                in its place, for a virtual folder: where those tokens lie in the store
             epoch_<n>/inst_start.npy        int64, as inst_len, resp_start, resp_len: the samples in training order
             metadata.json                   tokenizer_info, vocab_size (null), max_seq_len, total_length
             sampling.json                   seed, rules and counts, for the reader; nothing depends on it
 
 Every source file is a stratum. A stratum is a deck of rows: dealt without replacement, reshuffled when it runs out, and
 carried on from one epoch to the next.
+
+Memory: twelve bytes for each sample of an epoch (where it goes, and one column), and what ``decks`` keeps. Everything
+else is read and written in pieces; the rows drawn wait in an unnamed file on the disk of the sampled folder.
 """
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import Field
 
 from hrm_text.contracts import UserError
-from hrm_text.data.pack import EpochIndex, read_integers
+from hrm_text.data.decks import Deck, Limits, Stratum, StratumSummary, chunks, permutation, row_type, survey
+from hrm_text.data.rules import Rule, rows_per_epoch, rule_for
+from hrm_text.data.storage import IntegerFile, Integers, IntegerWriter
+from hrm_text.data.token_files import TOKEN_FILES, describe_token_files
 from hrm_text.data.tokenize import MANIFEST, SPANS, Progress, store_folders
 from hrm_text.files import read_json, whole_folder, write_json
-from hrm_text.settings import from_mapping, read_yaml, settings, to_mapping
+from hrm_text.settings import to_mapping
 
 _COPY_TOKENS = 1 << 22
-
-
-@settings
-class Rule:
-    """How much to draw of the source files whose name starts with ``prefix``."""
-
-    prefix: str
-    """Start of the folder's name in the store, such as ``flan__``; the empty prefix matches every file."""
-    max_per_file: Annotated[int, Field(ge=0)] | None = None
-    """Most rows per epoch, before ``repeat``; no limit by default, and 0 leaves the file out."""
-    repeat: Annotated[int, Field(ge=1)] = 1
-    """How many times the rows go into an epoch."""
-    long_context: Literal["truncate", "drop"] = "truncate"
-    """A row longer than the context: cut its response, or leave the row out."""
-
-
-def read_rules(path: Path) -> list[Rule]:
-    """The rules of a YAML file, a list of mappings with the keys of ``Rule``.
-
-    Raises:
-        UserError: the file is missing, is not such a list, or has an unknown key or a value out of range.
-    """
-    values = read_yaml(path)
-    if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of rules, each with a prefix, found {type(values).__name__}")
-    return [from_mapping(Rule, value, f"{path}: rule {number}") for number, value in enumerate(values, start=1)]
-
-
-@dataclass(slots=True)
-class StratumSummary:
-    """What became of one source file."""
-
-    name: str
-    rule: str
-    """Prefix of the rule that applies."""
-    rows: int
-    """Rows in the store. Of these are lost:"""
-    short_response: int = 0
-    """rows whose response has fewer than ``min_resp_len`` tokens, and"""
-    too_long: int = 0
-    """rows that do not fit the context: the prefix fills it, or the rule drops what would have to be cut."""
-    truncated: int = 0
-    """Rows in use whose response is cut."""
-    usable: int = 0
-    """Rows in use."""
-    drawn_rows: int = 0
-    """Over all epochs, repeats included."""
-    drawn_tokens: int = 0
-    """Over all epochs, repeats included."""
+_OURS = ("tokens.npy", TOKEN_FILES, "metadata.json", "sampling.json", "packing")
 
 
 @dataclass(slots=True)
 class SampleSummary:
-    """What a sampled folder holds."""
+    """What a sampled folder holds, or would hold."""
 
     strata: list[StratumSummary]
     samples_per_epoch: list[int] = field(default_factory=list)
@@ -99,6 +58,8 @@ def sample_epochs(
     max_seq_len: int = 4097,
     min_resp_len: int = 2,
     *,
+    exclude: Sequence[Path] = (),
+    virtual: bool = False,
     on_progress: Progress | None = None,
 ) -> SampleSummary:
     """Draw epochs from a token store. The same store, rules and seed give the same bytes.
@@ -111,177 +72,212 @@ def sample_epochs(
         seed: of the Philox generator.
         max_seq_len: most tokens of prefix and response together: the context plus one.
         min_resp_len: least tokens of a response, end token included. Truncation may go below.
+        exclude: folders of masks; a row that one of them marks is not drawn.
+        virtual: leave the tokens where they are and write down where that is; the store must stay as it is.
         on_progress: passes over a stratum done, and in all (one to copy its tokens, one for each epoch).
 
     Raises:
         UserError: no finished store, a damaged one, nothing to draw, or ``out`` holds something else.
     """
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("max_seq_len", max_seq_len, 2),
-        ("min_resp_len", min_resp_len, 1),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}, expected at least {least}")
-    folders = store_folders(store)
-    info = _read_manifest(store)
-    _refuse_mixed_tokenizers(folders)
     _refuse_other_content(out)
-
-    chosen = [_rule_for(folder.name, rules) for folder in folders]
-    summary = SampleSummary(
-        strata=[StratumSummary(folder.name, rule.prefix, 0) for folder, rule in zip(folders, chosen, strict=True)],
-        unused_rules=[rule.prefix for rule in rules if all(rule is not used for used in chosen)],
-    )
-    total_passes = len(folders) * (1 + epochs)
-    passes = 0
-
-    def advance() -> None:
-        nonlocal passes
-        passes += 1
-        if on_progress is not None:
-            on_progress(passes, total_passes)
-
-    rng = np.random.Generator(np.random.Philox(seed=seed))
-    decks: list[Deck | None] = [None] * len(folders)
+    source = _Source(store, rules, epochs, seed, Limits(max_seq_len, min_resp_len, tuple(exclude)), on_progress)
+    summary = source.summary
     with whole_folder(out) as beside:
-        offsets = _copy_tokens(folders, beside / "tokens.npy", int(info["vocab_size"]), advance)
+        if virtual:
+            source.survey_all()
+            files = describe_token_files([stratum.folder / "tokens.npy" for stratum in source.strata], out)
+            write_json(beside / TOKEN_FILES, files)
+        else:
+            source.survey_all(advance_each=False)
+            _copy_tokens(source.strata, beside / "tokens.npy", int(source.info["vocab_size"]), source.advance)
         for epoch in range(epochs):
-            parts = []
-            for number, (folder, rule, stratum) in enumerate(zip(folders, chosen, summary.strata, strict=True)):
-                # Read again in every epoch: only the order of the rows is kept in between.
-                rows = _usable_rows(folder, rule, stratum, max_seq_len, min_resp_len)
-                deck = decks[number] = decks[number] or Deck(len(rows), rng)
-                most = len(rows) if rule.max_per_file is None else min(rule.max_per_file, len(rows))
-                drawn = rows[deck.draw(most * rule.repeat)]
-                parts.append(_shifted(drawn, offsets[number]))
-                stratum.drawn_rows += len(drawn)
-                stratum.drawn_tokens += _tokens(drawn)
-                advance()
-            index = _concatenated(parts)
-            if not len(index):
-                raise UserError(f"{store}: no row to draw; {_losses(summary)}")
-            index = index[rng.permutation(len(index))]
             (beside / f"epoch_{epoch}").mkdir()
-            for name in SPANS:
-                np.save(beside / f"epoch_{epoch}" / f"{name}.npy", getattr(index, name))
-            summary.samples_per_epoch.append(len(index))
-            summary.tokens_per_epoch.append(_tokens(index))
+            with tempfile.TemporaryFile(dir=beside) as scratch:
+                counts = [_append(scratch, source.draw(number)) for number in range(len(source.strata))]
+                order = source.shuffled(sum(counts))
+                for name in SPANS:
+                    _write_column(name, source, counts, order, scratch, beside / f"epoch_{epoch}" / f"{name}.npy")
         metadata = {
-            "tokenizer_info": info,
+            "tokenizer_info": source.info,
             "vocab_size": None,
             "max_seq_len": max_seq_len,
             "total_length": round(sum(summary.tokens_per_epoch) / epochs),
         }
         write_json(beside / "metadata.json", metadata)
-        provenance = {"seed": seed, "min_resp_len": min_resp_len, "rules": [to_mapping(rule) for rule in rules]}
+        provenance = {
+            "seed": seed,
+            "min_resp_len": min_resp_len,
+            "exclude": [str(masks) for masks in exclude],
+            "rules": [to_mapping(rule) for rule in rules],
+        }
         write_json(beside / "sampling.json", provenance | asdict(summary))
     return summary
 
 
-class Deck:
-    """The rows of a stratum in random order: dealt until none is left, then shuffled again."""
+def preview_epochs(
+    store: Path,
+    rules: Sequence[Rule],
+    epochs: int,
+    seed: int = 0,
+    max_seq_len: int = 4097,
+    min_resp_len: int = 2,
+    *,
+    exclude: Sequence[Path] = (),
+    on_progress: Progress | None = None,
+) -> SampleSummary:
+    """What ``sample_epochs`` would draw, to the token, with nothing written."""
+    source = _Source(store, rules, epochs, seed, Limits(max_seq_len, min_resp_len, tuple(exclude)), on_progress)
+    source.survey_all()
+    for _ in range(epochs):
+        samples = sum(len(source.draw(number)) for number in range(len(source.strata)))
+        source.shuffled(samples)
+    return source.summary
 
-    def __init__(self, rows: int, rng: np.random.Generator) -> None:
-        """Nothing is shuffled before the first draw."""
-        self._rows = rows
-        self._rng = rng
-        self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
-    def draw(self, count: int) -> npt.NDArray[np.int64]:
-        """The next rows, [count]; a count above the number of rows goes through the deck more than once."""
-        assert count == 0 or self._rows > 0
-        hands = [np.empty(0, np.int64)]
-        while count > 0:
-            if not len(self._order):
-                self._order = self._rng.permutation(self._rows)
-            hands.append(self._order[:count])
-            self._order = self._order[count:]
-            count -= len(hands[-1])
-        return np.concatenate(hands)
+class _Source:
+    """The strata of a store, their decks, and the one stream of random numbers that they share."""
+
+    def __init__(
+        self,
+        store: Path,
+        rules: Sequence[Rule],
+        epochs: int,
+        seed: int,
+        limits: Limits,
+        on_progress: Progress | None,
+    ) -> None:
+        for name, value, least in (
+            ("epochs", epochs, 1),
+            ("max_seq_len", limits.max_seq_len, 2),
+            ("min_resp_len", limits.min_resp_len, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}, expected at least {least}")
+        self.store, self.limits = store, limits
+        self.folders = store_folders(store)
+        self.info = _read_manifest(store)
+        _refuse_mixed_tokenizers(self.folders)
+        self.rules = [rule_for(folder.name, rules) for folder in self.folders]
+        self.rng = np.random.Generator(np.random.Philox(seed=seed))
+        self.strata: list[Stratum] = []
+        self.summary = SampleSummary(
+            strata=[], unused_rules=[rule.prefix for rule in rules if all(rule is not used for used in self.rules)]
+        )
+        self._on_progress, self._passes, self._total_passes = on_progress, 0, len(self.folders) * (1 + epochs)
+
+    def advance(self) -> None:
+        """One more pass over a stratum is done."""
+        self._passes += 1
+        if self._on_progress is not None:
+            self._on_progress(self._passes, self._total_passes)
+
+    def survey_all(self, advance_each: bool = True) -> None:
+        """Read the index of every stratum once."""
+        for folder, rule in zip(self.folders, self.rules, strict=True):
+            self.strata.append(survey(folder, rule, self.limits))
+            if advance_each:
+                self.advance()
+        self.summary.strata = [stratum.summary for stratum in self.strata]
+        for before, after in itertools.pairwise(self.strata):
+            after.summary.first_token = before.summary.first_token + before.num_tokens
+        if not sum(stratum.num_tokens for stratum in self.strata):
+            raise UserError(f"{self.store}: the store holds no token")
+        self.rows_per_epoch = rows_per_epoch(self.rules, [stratum.summary.usable for stratum in self.strata])
+        if not sum(self.rows_per_epoch):
+            raise UserError(f"{self.store}: no row to draw; {_losses(self.summary)}")
+        self._decks = [Deck(stratum.summary.usable, self.rng) for stratum in self.strata]
+        self._tokens = 0
+
+    def draw(self, number: int) -> Integers:
+        """The rows of a stratum, by their place in the store, that go into this epoch."""
+        stratum = self.strata[number]
+        positions = self._decks[number].draw(self.rows_per_epoch[number])
+        rows = stratum.rows_of(positions) if len(positions) else positions
+        if len(rows) % max(stratum.summary.usable, 1) == 0:
+            # Every epoch draws as many: whole decks each time.
+            tokens = stratum.summary.usable_tokens * (len(rows) // max(stratum.summary.usable, 1))
+        else:
+            lengths = np.empty(len(rows), np.int64)
+            tokens = 0
+            for name in ("inst_len", "resp_len"):
+                stratum.column(name, rows, lengths)
+                tokens += int(lengths.sum())
+        stratum.summary.drawn_rows += len(rows)
+        stratum.summary.drawn_tokens += tokens
+        self._tokens += tokens
+        self.advance()
+        return rows
+
+    def shuffled(self, samples: int) -> Integers:
+        """End an epoch: [samples], where in the order of drawing each sample comes from."""
+        self.summary.samples_per_epoch.append(samples)
+        self.summary.tokens_per_epoch.append(self._tokens)
+        self._tokens = 0
+        return permutation(samples, self.rng)
+
+
+def _append(scratch: IO[bytes], rows: Integers) -> int:
+    rows.tofile(scratch)
+    scratch.flush()
+    return len(rows)
+
+
+def _write_column(
+    name: str, source: _Source, counts: Sequence[int], order: Integers, scratch: IO[bytes], path: Path
+) -> None:
+    """Gather a column of the rows drawn, stratum after stratum, and write it in the order of training."""
+    is_length = name.endswith("_len")
+    column = np.empty(sum(counts), row_type(source.limits.max_seq_len) if is_length else np.int64)
+    scratch.seek(0)
+    done = first_token = 0
+    for stratum, count in zip(source.strata, counts, strict=True):
+        drawn = np.fromfile(scratch, row_type(stratum.summary.rows), count)
+        part = column[done : done + count]
+        if count:
+            stratum.column(name, drawn, part)
+        if not is_length:
+            part += first_token
+        first_token += stratum.num_tokens
+        done += count
+    with IntegerWriter(path, np.int64, len(column)) as writer:
+        for chunk in chunks(len(column)):
+            writer.write(column[order[chunk]])
 
 
 def _refuse_other_content(out: Path) -> None:
     """A folder is replaced only where it holds nothing but what is written here."""
-    ours = ("tokens.npy", "metadata.json", "sampling.json")
     names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name] * out.exists()
-    others = sorted(name for name in names if name not in ours and not name.startswith("epoch_"))
+    others = sorted(name for name in names if name not in _OURS and not name.startswith("epoch_"))
     if others:
         raise UserError(f"{out}: is not a sampled folder, it holds {others[0]}; remove it or choose another place")
 
 
-def _rule_for(name: str, rules: Sequence[Rule]) -> Rule:
-    return next((rule for rule in rules if name.startswith(rule.prefix)), Rule(prefix=""))
-
-
-def _usable_rows(folder: Path, rule: Rule, stratum: StratumSummary, max_seq_len: int, min_resp_len: int) -> EpochIndex:
-    """The rows of a stratum that fit, their responses cut where the rule says so. Fills in ``stratum``."""
-    columns = [read_integers(folder / f"{name}.npy").astype(np.int64) for name in SPANS]
-    if len({len(column) for column in columns}) != 1:
-        raise UserError(f"{folder}: its index files differ in length; tokenise its source again")
-    rows = EpochIndex(*columns)
-    num_tokens = len(read_integers(folder / "tokens.npy"))
-    for start, length in ((rows.inst_start, rows.inst_len), (rows.resp_start, rows.resp_len)):
-        if len(rows) and (start.min() < 0 or length.min() < 0 or (start + length).max() > num_tokens):
-            raise UserError(f"{folder}: an index points outside of tokens.npy; tokenise its source again")
-
-    long_enough = rows.resp_len >= min_resp_len
-    room = max_seq_len - np.minimum(rows.inst_len, max_seq_len)
-    fits = room >= 1 if rule.long_context == "truncate" else rows.resp_len <= room
-    kept = long_enough & fits
-    resp_len = np.minimum(rows.resp_len, room)
-    stratum.rows = len(rows)
-    stratum.short_response = int((~long_enough).sum())
-    stratum.too_long = int((long_enough & ~fits).sum())
-    stratum.truncated = int((kept & (resp_len < rows.resp_len)).sum())
-    stratum.usable = int(kept.sum())
-    return EpochIndex(rows.inst_start, rows.inst_len, rows.resp_start, resp_len)[np.flatnonzero(kept)]
-
-
-def _shifted(rows: EpochIndex, offset: int) -> EpochIndex:
-    return EpochIndex(rows.inst_start + offset, rows.inst_len, rows.resp_start + offset, rows.resp_len)
-
-
-def _concatenated(parts: Sequence[EpochIndex]) -> EpochIndex:
-    return EpochIndex(*(np.concatenate([getattr(part, name) for part in parts]) for name in SPANS))
-
-
-def _tokens(rows: EpochIndex) -> int:
-    return int(rows.inst_len.sum() + rows.resp_len.sum())
-
-
 def _losses(summary: SampleSummary) -> str:
-    rows = sum(stratum.rows for stratum in summary.strata)
-    short = sum(stratum.short_response for stratum in summary.strata)
-    too_long = sum(stratum.too_long for stratum in summary.strata)
+    rows, excluded, short, too_long = (
+        sum(getattr(stratum, name) for stratum in summary.strata)
+        for name in ("rows", "excluded", "short_response", "too_long")
+    )
     return (
-        f"of {rows:,} rows, {short:,} have too short a response, {too_long:,} do not fit the context, "
-        f"{rows - short - too_long:,} are left, of which the rules take none"
+        f"of {rows:,} rows, {excluded:,} are excluded, {short:,} have too short a response, {too_long:,} do not fit "
+        f"the context, {rows - excluded - short - too_long:,} are left, of which the rules take none"
     )
 
 
-def _copy_tokens(folders: Sequence[Path], path: Path, vocab_size: int, advance: Callable[[], None]) -> list[int]:
-    """Lay the tokens of all strata end to end in one .npy file; returns where each stratum starts."""
-    sources = [folder / "tokens.npy" for folder in folders]
-    lengths = [len(read_integers(source)) for source in sources]
-    if not sum(lengths):
-        raise UserError(f"{folders[0].parent}: the store holds no token")
+def _copy_tokens(strata: Sequence[Stratum], path: Path, vocab_size: int, advance: Callable[[], None]) -> None:
+    """Lay the tokens of all strata end to end in one .npy file, in the smallest type that fits."""
     dtype = np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.int32
-    tokens = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(sum(lengths),))
-    offsets = [0, *np.cumsum(lengths).tolist()]
-    for source, offset in zip(sources, offsets, strict=False):
-        stratum = read_integers(source)
-        for start in range(0, len(stratum), _COPY_TOKENS):
-            piece = stratum[start : start + _COPY_TOKENS]
-            if piece.max() >= vocab_size or piece.min() < 0:
-                raise UserError(
-                    f"{source}: token id {int(piece.max())} is outside the vocabulary of {vocab_size:,}; "
-                    "tokenise its source again with the tokenizer of this store"
-                )
-            tokens[offset + start : offset + start + len(piece)] = piece
-        advance()
-    tokens.flush()
-    return offsets[:-1]
+    with IntegerWriter(path, dtype, sum(stratum.num_tokens for stratum in strata)) as writer:
+        for stratum in strata:
+            source = stratum.folder / "tokens.npy"
+            for piece in IntegerFile(source).pieces(_COPY_TOKENS):
+                if piece.max() >= vocab_size or piece.min() < 0:
+                    worst = int(piece.max() if piece.max() >= vocab_size else piece.min())
+                    raise UserError(
+                        f"{source}: token id {worst} is outside the vocabulary of {vocab_size:,}; "
+                        "tokenise its source again with the tokenizer of this store"
+                    )
+                writer.write(piece)
+            advance()
 
 
 def _read_manifest(store: Path) -> dict[str, Any]:

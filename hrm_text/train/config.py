@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from hrm_text.data.storage import Location, location
 from hrm_text.model.config import ModelConfig
 from hrm_text.settings import settings, to_mapping
 from hrm_text.train.schedule import CreditAssignment, LearningRate
 
 Count = Annotated[int, Field(ge=1)]
+Place = Annotated[Location, AfterValidator(location)]
+"""A path, or the URL of a store that fsspec knows."""
 AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
 
 
@@ -19,7 +22,7 @@ AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash"
 class DataConfig:
     """Where the batches come from and how large they are."""
 
-    sampled: Path
+    sampled: Place
     """Sampled folder (hrm-text data sample): its epochs are the run."""
     tokens_per_batch: Count
     """Token budget of one micro-batch: what one forward pass takes."""
@@ -65,7 +68,7 @@ class OptimizerConfig:
 class ValidationConfig:
     """Loss and accuracy on records that were not trained on."""
 
-    sampled: Path | None = None
+    sampled: Place | None = None
     """Sampled folder of held-out records; null is no validation."""
     every_steps: Count = 500
     """Validate after every so many steps, and after the last."""

@@ -17,6 +17,7 @@ import yaml
 
 from hrm_text.contracts import UserError
 from hrm_text.data.loader import Loader, LoaderState, read_metadata
+from hrm_text.data.storage import Location, under
 from hrm_text.files import whole_file
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.plan import training_flops
@@ -258,7 +259,7 @@ class Trainer:
                 "its schedules differ from here on",
             )
 
-    def _loader(self, sampled: Path, epochs: int | None, state: LoaderState | None = None) -> Loader:
+    def _loader(self, sampled: Location, epochs: int | None, state: LoaderState | None = None) -> Loader:
         data = self.config.data
         return Loader(
             sampled,
@@ -301,7 +302,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 def fitted_to_data(config: TrainConfig) -> ModelConfig:
     """The model with the data's vocabulary, rounded up to a multiple of 256, and the data's context."""
-    data = read_metadata(config.data.sampled / "metadata.json")
+    data = read_metadata(under(config.data.sampled, "metadata.json"))
     least_vocab, least_context = -(-data["vocab_size"] // 256) * 256, data["max_seq_len"] - 1
     model = config.model
     for key, least in (("vocab_size", least_vocab), ("max_position_embeddings", least_context)):

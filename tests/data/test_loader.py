@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hrm_text.contracts import IGNORE_INDEX, PackedBatch, UserError
 from hrm_text.data.loader import Loader, LoaderState, LoaderStep
-from hrm_text.data.pack import pack_epoch
+from hrm_text.data.packing_plan import plan_epoch
 
 VOCAB = 200
 MAX_SEQ_LEN = 33
@@ -135,9 +135,10 @@ class TestBatches:
         assert left == [[], []]
 
     def test_micro_batches_hold_the_samples_that_packing_gave_them(self, tmp_path: Path) -> None:
-        samples = random_samples(4, 90)
+        samples = random_samples(4, 150)
         lengths = np.array([len(s.prefix) + max(len(s.response) - 1, 0) for s in samples])
-        packing = pack_epoch(lengths, 40, 3)
+        packing = plan_epoch(lengths, np.array([len(s.prefix) for s in samples]), 40, 3)
+        assert packing.order is not None  # steps are no longer runs of the epoch
         loader = Loader(write_sampled(tmp_path, [samples]), tokens_per_batch=40, bins=3)
         assert loader.total_steps == len(packing) > 5
         for (step, _), bins in zip(loader, packing, strict=True):
@@ -145,6 +146,9 @@ class TestBatches:
                 assert_is(batch, naive_batch([samples[i] for i in members], "prefix", "response", None))
             assert all(len(members) == 0 for members in bins[len(step.batches) :])
             assert step.supervised == sum(len(samples[i].response) for members in bins for i in members)
+            assert step.supervised == sum(batch.num_supervised for batch in step.batches)
+            assert step.samples == sum(batch.num_samples for batch in step.batches)
+            assert step.tokens == sum(batch.num_tokens for batch in step.batches)
 
     @settings(max_examples=25, deadline=None)
     @given(

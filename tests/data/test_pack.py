@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm_text.contracts import UserError
-from hrm_text.data.pack import Packing, pack_epoch, read_epoch, read_integers
+from hrm_text.data.pack import Packing, pack_epoch, read_epoch
+from hrm_text.data.storage import read_integers
 
 CAPACITY = 24
 lengths_of_an_epoch = st.lists(st.integers(1, CAPACITY), max_size=60).map(lambda lengths: np.array(lengths, np.int64))

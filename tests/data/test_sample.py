@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm_text.contracts import UserError
-from hrm_text.data.sample import Rule, read_rules, sample_epochs
+from hrm_text.data.decks import permutation
+from hrm_text.data.masks import folder_identity, write_masks
+from hrm_text.data.mixture import as_text, mixture
+from hrm_text.data.rules import Rule
+from hrm_text.data.sample import preview_epochs, sample_epochs
 
 SPANS = ("inst_start", "inst_len", "resp_start", "resp_len")
 Lengths = list[tuple[int, int]]  # of the prefix and the response of each row
@@ -273,39 +278,97 @@ def test_only_a_sampled_folder_is_replaced(tmp_path: Path) -> None:
         sample_epochs(tmp_path / "store", tmp_path / "store", [], 1)
 
 
+def test_pieces_and_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    strata = {
+        name: [(int(a), int(b)) for a, b in rng.integers(1, 14, (rows, 2))]
+        for name, rows in (("a", 70), ("b", 33), ("c", 16))
+    }
+    write_store(tmp_path / "store", strata)
+    rules = [Rule(prefix="a", max_per_file=29), Rule(prefix="b", repeat=3)]
+    sample_epochs(tmp_path / "store", tmp_path / "whole", rules, 3, 1, 12)
+    monkeypatch.setattr("hrm_text.data.decks.PIECE_ROWS", 10)
+    monkeypatch.setattr("hrm_text.data.decks.CHUNK_ROWS", 8)
+    sample_epochs(tmp_path / "store", tmp_path / "pieces", rules, 3, 1, 12)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "pieces")
+
+
+@given(length=st.integers(0, 3000), seed=st.integers(0, 2**63))
+def test_a_permutation_in_a_smaller_type_is_the_same_one(length: int, seed: int) -> None:
+    ours, theirs = (np.random.Generator(np.random.Philox(seed=seed)) for _ in range(2))
+    assert permutation(length, ours).tolist() == theirs.permutation(length).tolist()
+    assert ours.random() == theirs.random()
+
+
+def test_masked_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", {"a.jsonl": [(2, 3), (2, 1), (9, 5), (10, 2), (1, 4)], "b.jsonl": ROWS})
+    marked = {"a.jsonl": ([0, 1], [1, 3]), "b.jsonl": ([], [])}
+    for number, masks in enumerate(("one", "two")):
+        with write_masks(tmp_path / masks) as writer:
+            for name, rows in marked.items():
+                mask = np.zeros(5, np.bool_)
+                mask[rows[number]] = True
+                writer.add(name, folder_identity(tmp_path / "store" / name), mask)
+            writer.finish("test", {}, {})
+    summary = sample_epochs(
+        tmp_path / "store", tmp_path / "out", [], 1, max_seq_len=10, exclude=[tmp_path / "one", tmp_path / "two"]
+    )
+    a, b = summary.strata
+    assert (a.excluded, a.short_response, a.too_long, a.usable, a.truncated) == (3, 0, 0, 2, 1)
+    assert (b.excluded, b.usable) == (0, 5)
+    assert sorted(row for row in epoch_rows(tmp_path / "out", 0) if row[0] < 39) == [(8, 9, 17, 1), (34, 1, 35, 4)]
+    assert json.loads((tmp_path / "out/sampling.json").read_text())["exclude"] == [
+        str(tmp_path / "one"),
+        str(tmp_path / "two"),
+    ]
+    with pytest.raises(UserError, match="no folder of masks"):
+        sample_epochs(tmp_path / "store", tmp_path / "out", [], 1, exclude=[tmp_path / "store"])
+
+
+def test_files_of_a_rule_share_its_limit(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", {"a1": ROWS * 4, "a2": ROWS * 2, "b": ROWS})
+    summary = sample_epochs(tmp_path / "store", tmp_path / "out", [Rule(prefix="a", max_total=9, repeat=2)], 2)
+    assert [stratum.drawn_rows for stratum in summary.strata] == [24, 12, 10]
+
+
+@given(
+    strata=st.dictionaries(names, lengths, min_size=1, max_size=4),
+    rules=st.lists(a_rule, max_size=3),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**63),
+)
+def test_a_preview_counts_what_sampling_draws(
+    tmp_path_factory: pytest.TempPathFactory,
+    strata: dict[str, Lengths],
+    rules: list[Rule],
+    epochs: int,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("preview")
+    write_store(folder / "store", strata)
+    before = contents(folder)
+    try:
+        preview = preview_epochs(folder / "store", rules, epochs, seed, 12)
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            sample_epochs(folder / "store", folder / "out", rules, epochs, seed, 12)
+        return
+    assert contents(folder) == before
+    assert preview == sample_epochs(folder / "store", folder / "out", rules, epochs, seed, 12)
+
+    *by_rule, total = mixture(preview)
+    rows = [row for epoch in range(epochs) for row in epoch_rows(folder / "out", epoch)]
+    assert total.drawn * epochs == pytest.approx(len(rows))
+    assert total.drawn_tokens == sum(row[1] + row[3] for row in rows)
+    assert total.unique_tokens == sum(row[1] + row[3] for row in set(rows))
+    assert sum(row.share for row in by_rule) == pytest.approx(1)
+    assert sum(row.files for row in by_rule) == total.files == len(strata)
+    assert total.rows - total.excluded - total.short - total.long == sum(s.usable for s in preview.strata)
+    assert len({len(line) for line in as_text([*by_rule, total]).splitlines()}) == 1
+
+
 def test_progress_counts_passes_over_strata(tmp_path: Path) -> None:
     write_store(tmp_path / "store", {"a.jsonl": ROWS, "b.jsonl": ROWS})
     calls: list[tuple[int, int]] = []
     sample_epochs(tmp_path / "store", tmp_path / "out", [], 3, on_progress=lambda *call: calls.append(call))
     assert calls == [(done, 8) for done in range(1, 9)]
-
-
-def test_rules_are_read_from_yaml(tmp_path: Path) -> None:
-    path = tmp_path / "rules.yaml"
-    path.write_text("- {prefix: flan__, max_per_file: 5000, long_context: drop}\n- {prefix: small, repeat: 10}\n")
-    assert read_rules(path) == [
-        Rule(prefix="flan__", max_per_file=5000, long_context="drop"),
-        Rule(prefix="small", repeat=10),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "- {prefix: a}\n- {prefix: b, max_per_fil: 3}",
-            "rule 2: unknown key 'max_per_fil'; did you mean 'max_per_file'",
-        ),
-        ("- {max_per_file: 3}", "rule 1: missing key 'prefix'"),
-        ("- {prefix: a, repeat: 0}", "rule 1: repeat"),
-        ("- {prefix: a, max_per_file: -1}", "rule 1: max_per_file"),
-        ("- {prefix: a, long_context: cut}", "rule 1: long_context.*'truncate' or 'drop'"),
-        ("prefix: a", "expected a list of rules"),
-        ("", "expected a list of rules"),
-    ],
-)
-def test_a_wrong_rule_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "rules.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_rules(path)
