@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.console import Console
@@ -125,4 +126,38 @@ def attention(
         show(timings, Console())
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "attention": attention}
+def data(
+    records: tuple[Path, ...] = (),
+    tokenizer: Path | None = None,
+    samples: int = 1_000_000,
+    tokens: int = 12_288,
+    ranks: int = 16,
+    workers: tuple[int, ...] = (0, 2),
+    seconds: float = 5.0,
+    json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Time tokenising, the plan of an epoch and loading on this machine's processor.
+
+    Args:
+        records: files or folders of records to tokenise; generated ones if not given
+        tokenizer: folder of the tokenizer; one trained on the records if not given
+        samples: of the synthetic epoch that is planned and loaded
+        tokens: token budget of a batch
+        ranks: for which the plan is made
+        workers: threads of the loader, each number measured; 0 is the caller's own
+        seconds: how long each loader runs
+        json: print one JSON object
+    """
+    from hrm_text.recipes.bench_data import bench_data, show
+
+    with notes().status("timing the data pipeline"):
+        timings = bench_data(
+            records, tokenizer, samples=samples, tokens_per_batch=tokens, ranks=ranks, workers=workers, seconds=seconds
+        )
+    if json:
+        print_json(dataclasses.asdict(timings) | {"share": timings.tokenize.share})
+    else:
+        show(timings, Console())
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "attention": attention, "data": data}

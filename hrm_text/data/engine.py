@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import heapq
 import importlib.util
 import shlex
 import shutil
@@ -32,6 +33,8 @@ Progress = Callable[[int, int], None]
 
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 20.0
+_MOST_GROUPS = 32
+"""Tasks for each worker, at most: every one is sent with the names of all shards, and has a log of its own."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,14 @@ class Engine:
         """
         weights = [1] * len(shards) if weights is None else weights
         total = sum(weights)
+        weight_of_task: list[int] = []
 
         def advance(finished: Iterable[int], begun: int = 0) -> None:
             if on_progress is not None:
-                on_progress(min(total, sum(weights[i] for i in finished) + begun), total)
+                on_progress(min(total, sum(weight_of_task[task] for task in finished) + begun), total)
 
         if self.kind == "local" and self.workers == 1:
-            for index, shard in enumerate(shards):
-                reporter = _reporter.set(functools.partial(advance, range(index)))
-                try:
-                    work(shard)
-                finally:
-                    _reporter.reset(reporter)
-                advance(range(index + 1))
+            _work_on(work, shards, weights, lambda done: advance([], done))
             return
         if not shards:
             return
@@ -105,21 +103,30 @@ class Engine:
         # An earlier run numbered other shards: what it noted as finished says nothing of these.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        executor = self._executor(name, folder, Task(work, tuple(shards), folder), len(shards))
+        groups = _groups(weights, _MOST_GROUPS * self.workers)
+        task = Task(
+            work,
+            tuple(tuple(shards[i] for i in group) for group in groups),
+            tuple(tuple(weights[i] for i in group) for group in groups),
+            folder,
+        )
+        weight_of_task += map(sum, task.weights)
+        executor = self._executor(name, folder, task, len(groups))
         with _watching(folder, advance):
             try:
                 executor.run()
                 if self.kind == "slurm":
-                    _wait_for_queue(executor.job_id, folder, len(shards))
+                    _wait_for_queue(executor.job_id, folder, len(groups))
             except Exception:
                 _raise_failure(folder)
                 raise
         _raise_failure(folder)
-        if unfinished := sorted(set(range(len(shards))) - set(_finished(folder))):
+        if unfinished := sorted(set(range(len(groups))) - set(_finished(folder))):
             first = unfinished[0]
             raise UserError(
-                f"{name}: {len(unfinished):,} of {len(shards):,} shards did not finish, the first is {shards[first]}; "
-                f"its log is {folder / 'logs' / f'task_{first:05d}.log'}. Run the same command again to go on."
+                f"{name}: {len(unfinished):,} of {len(groups):,} tasks did not finish, the first has "
+                f"{task.groups[first][0]}; its log is {folder / 'logs' / f'task_{first:05d}.log'}. "
+                "Run the same command again to go on."
             )
         if self.kind == "local":  # silent executors leave nothing worth keeping
             shutil.rmtree(folder, ignore_errors=True)
@@ -151,22 +158,52 @@ class Engine:
         )  # fmt: skip
 
 
+def _groups(weights: Sequence[int], most: int) -> list[list[int]]:
+    """Shards by number, in at most so many groups of about equal weight: a task has its price, whatever its size."""
+    if len(weights) <= most:
+        return [[index] for index in range(len(weights))]
+    groups: list[list[int]] = [[] for _ in range(most)]
+    heap = [(0, number) for number in range(most)]
+    for index in sorted(range(len(weights)), key=lambda index: -weights[index]):
+        weight, number = heap[0]
+        groups[number].append(index)
+        # One more than its weight, so that shards of no weight are spread as well.
+        heapq.heapreplace(heap, (weight + weights[index] + 1, number))
+    return groups
+
+
 @dataclass(frozen=True)
 class Task(Generic[Shard]):
-    """A step of a pipeline: task number ``rank`` works on shard number ``rank``."""
+    """A step of a pipeline: task number ``rank`` works on the shards of group number ``rank``."""
 
     work: Callable[[Shard], None]
-    shards: tuple[Shard, ...]
+    groups: tuple[tuple[Shard, ...], ...]
+    weights: tuple[tuple[int, ...], ...]
     folder: Path
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
-        """Work on one shard; what the user can mend is written down, for exceptions do not reach us from everywhere."""
-        _reporter.set(functools.partial(_note_begun, self.folder / "begun" / str(rank)))
+        """Work on a group; what the user can mend is written down, for exceptions do not reach us from everywhere."""
         try:
-            self.work(self.shards[rank])
+            note = functools.partial(_note_begun, self.folder / "begun" / str(rank))
+            _work_on(self.work, self.groups[rank], self.weights[rank], note)
         except UserError as error:
             write_json(self.folder / FAILURE, str(error))
             raise
+
+
+def _work_on(
+    work: Callable[[Shard], None], shards: Sequence[Shard], weights: Sequence[int], note: Callable[[int], None]
+) -> None:
+    """Work on shards one after the other, and note the weight that is done."""
+    done = 0
+    for shard, weight in zip(shards, weights, strict=True):
+        reporter = _reporter.set(functools.partial(lambda before, part: note(before + part), done))
+        try:
+            work(shard)
+        finally:
+            _reporter.reset(reporter)
+        done += weight
+        note(done)
 
 
 _reporter: ContextVar[Callable[[int], None] | None] = ContextVar("reporter", default=None)

@@ -199,7 +199,7 @@ def locate_records(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[
         raise UserError(f"{path}: is a folder, expected a file") from None
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why a record cannot be used."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -219,9 +219,9 @@ def _read_jsonl(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[Loc
                 continue
             try:
                 if size > MAX_RECORD_BYTES:
-                    raise _Unusable("too_large", f"a line of {size:,} bytes, expected at most {MAX_RECORD_BYTES:,}")
-                example = _example(_parse_json(text))
-            except _Unusable as reason:
+                    raise Unusable("too_large", f"a line of {size:,} bytes, expected at most {MAX_RECORD_BYTES:,}")
+                example = example_of(parse_json(text))
+            except Unusable as reason:
                 on_bad(BadRecord(str(path), line, reason.kind, str(reason)))
             else:
                 yield LocatedExample(line, bytes_read, example)
@@ -236,7 +236,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         yield text, size
 
 
-def _parse_json(line: bytes) -> Mapping[str, Any]:
+def parse_json(line: bytes) -> Mapping[str, Any]:
     """The object on a line."""
     try:
         value = orjson.loads(line)
@@ -244,12 +244,10 @@ def _parse_json(line: bytes) -> Mapping[str, Any]:
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as undecodable:
-            raise _Unusable("invalid_utf8", f"not valid UTF-8 at byte {undecodable.start} of the line") from None
-        raise _Unusable("not_json", f"not valid JSON: {error}") from None
+            raise Unusable("invalid_utf8", f"not valid UTF-8 at byte {undecodable.start} of the line") from None
+        raise Unusable("not_json", f"not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise _Unusable(
-            "wrong_type", f"expected an object with the keys {', '.join(FIELDS)}, found {_type_name(value)}"
-        )
+        raise Unusable("wrong_type", f"expected an object with the keys {', '.join(FIELDS)}, found {_type_name(value)}")
     return value
 
 
@@ -259,20 +257,20 @@ def _read_parquet(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[L
     try:
         with pq.ParquetFile(path) as file:
             rows = file.metadata.num_rows
-            problem = _schema_problem(file.schema_arrow)
+            problem = schema_problem(file.schema_arrow)
             if problem is not None:
                 kind, message = problem
                 on_bad(BadRecord(str(path), 0, kind, f"{message}; the whole file is skipped, {rows:,} rows"))
                 return
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(FIELDS)):
-                columns = [_cells(batch.column(name)) for name in FIELDS]
+                columns = [text_cells(batch.column(name)) for name in FIELDS]
                 for cells in zip(*columns, strict=True):
                     row += 1
                     try:
-                        example = _example(
-                            {name: _decoded(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
+                        example = example_of(
+                            {name: decoded_cell(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
                         )
-                    except _Unusable as reason:
+                    except Unusable as reason:
                         on_bad(BadRecord(str(path), row, reason.kind, str(reason)))
                     else:
                         yield LocatedExample(row, size * row // rows, example)
@@ -285,7 +283,7 @@ def _read_parquet(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[L
         ) from None
 
 
-def _schema_problem(schema: pa.Schema) -> tuple[str, str] | None:
+def schema_problem(schema: pa.Schema) -> tuple[str, str] | None:
     """What is wrong with the columns of a file as a whole, as (kind, message)."""
     missing = [name for name in FIELDS if name not in schema.names]
     if missing:
@@ -305,7 +303,7 @@ def _schema_problem(schema: pa.Schema) -> tuple[str, str] | None:
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
-def _cells(column: pa.Array) -> list[str | bytes | None]:
+def text_cells(column: pa.Array) -> list[str | bytes | None]:
     """The values of a text column; as bytes when one of them is not valid UTF-8, which Arrow does not check."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -315,35 +313,33 @@ def _cells(column: pa.Array) -> list[str | bytes | None]:
         return list(column.cast(pa.large_binary()).to_pylist())
 
 
-def _decoded(name: str, cell: str | bytes | None) -> str | None:
+def decoded_cell(name: str, cell: str | bytes | None) -> str | None:
     if not isinstance(cell, bytes):
         return cell
     try:
         return cell.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Unusable("invalid_utf8", f"{name!r} is not valid UTF-8 at byte {error.start}") from None
+        raise Unusable("invalid_utf8", f"{name!r} is not valid UTF-8 at byte {error.start}") from None
 
 
-def _example(values: Mapping[str, Any]) -> Example:
+def example_of(values: Mapping[str, Any]) -> Example:
     """The record that a mapping holds, its thinking stripped."""
     missing = [name for name in FIELDS if name not in values]
     if missing:
-        raise _Unusable(
-            "missing_key", f"missing {', '.join(map(repr, missing))}; found {', '.join(values) or 'no key'}"
-        )
+        raise Unusable("missing_key", f"missing {', '.join(map(repr, missing))}; found {', '.join(values) or 'no key'}")
     for name in FIELDS:
         if not isinstance(values[name], str):
-            raise _Unusable("wrong_type", f"{name!r} must be a string, found {_type_name(values[name])}")
+            raise Unusable("wrong_type", f"{name!r} must be a string, found {_type_name(values[name])}")
     if (size := sum(len(values[name]) for name in FIELDS)) > MAX_RECORD_BYTES:
-        raise _Unusable("too_large", f"{size:,} characters of text, expected at most {MAX_RECORD_BYTES:,}")
+        raise Unusable("too_large", f"{size:,} characters of text, expected at most {MAX_RECORD_BYTES:,}")
     try:
         parse_condition(values["condition"])
     except UserError as error:
-        raise _Unusable("unknown_tag", str(error)) from None
+        raise Unusable("unknown_tag", str(error)) from None
     response = strip_thinking(values["response"])
     if not response or response.isspace():
         stripped = " once thinking is stripped" if values["response"].strip() else ""
-        raise _Unusable("empty_response", f"the response is empty{stripped}")
+        raise Unusable("empty_response", f"the response is empty{stripped}")
     return Example(values["condition"], values["instruction"], response)
 
 

@@ -75,6 +75,9 @@ _SPLIT = "|".join(
 )
 """Where merges stop: the expression of GPT-4's tokenizer, but for single digits."""
 
+PIECE_CHARACTERS = 1 << 16
+"""Longest piece of a text that the trainer is fed."""
+
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
     """Train a tokenizer and write its folder; returns the folder.
@@ -82,8 +85,10 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
     All 256 bytes are in the alphabet, so any text survives the round trip, up to NFC normalisation. The same texts in
     the same order give the same bytes on disk. Texts with too few different words give a smaller vocabulary than asked.
 
+    Long texts are cut between words, for the library has every text that it is fed in memory several times over.
+
     Args:
-        texts: read once, streamed.
+        texts: read once, streamed. Memory grows with the different words in them: see docs/tokenizer.md.
         vocab_size: special tokens included.
         out: the folder; an older tokenizer there is replaced.
 
@@ -102,7 +107,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
     others = sorted(set(names) - {"tokenizer.json", "tokenizer_config.json"})
     if others:
         raise UserError(f"{out}: holds {others[0]}, which would be lost; choose another folder for the tokenizer")
-    first = next((text for text in texts if text), None)
+    pieces = (piece for text in texts for piece in cut(text))
+    first = next(pieces, None)
     if first is None:
         raise UserError("no text to train a tokenizer on: there was no usable record")
 
@@ -118,7 +124,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
     trainer = BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(chain([first], texts), trainer)
+    tokenizer.train_from_iterator(chain([first], pieces), trainer)
     for index, token in enumerate(SPECIAL_TOKENS):
         assert tokenizer.token_to_id(token) == index, token
 
@@ -126,6 +132,21 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, out: Path) -> Path:
         tokenizer.save(str(folder / "tokenizer.json"))
         write_json(folder / "tokenizer_config.json", transformers_config())
     return out
+
+
+def cut(text: str, most: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """A text in pieces of at most ``most`` characters that join to it again, cut before spaces and line breaks if any.
+
+    An empty text has no piece.
+    """
+    start = 0
+    while len(text) - start > most:
+        end = max(text.rfind(space, start + 1, start + most + 1) for space in (" ", "\n"))
+        end = end if end > 0 else start + most
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def transformers_config() -> dict[str, Any]:

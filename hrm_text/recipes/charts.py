@@ -51,7 +51,7 @@ def accuracy_chart(tasks: Sequence[Any]) -> str:
 
     def paint(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
-        _frame(axes, grid="x")
+        plain_frame(axes, grid="x")
         after = 100 * np.array([task["after"] for task in rows])
         before = 100 * np.array([task["before"] for task in rows])
         chance = 100 * np.array([task["chance"] for task in rows])
@@ -71,13 +71,13 @@ def accuracy_chart(tasks: Sequence[Any]) -> str:
                           textcoords="offset points", ha="right", va="center", fontsize=8.5, color=INK)  # fmt: skip
         axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel="exact answers, %")
         separator = "\n" if narrow else "  ·  "
-        axes.set_yticks(y, [f"{_short(task['task'])}{separator}{task['condition']}" for task in rows])
+        axes.set_yticks(y, [f"{shortened(task['task'])}{separator}{task['condition']}" for task in rows])
         axes.tick_params(axis="y", pad=9)
         axes.set_xticks([0, 25, 50, 75, 95, 100], ["0", "25", "50", "75", "95", ""])
-        _legend(figure, axes, columns=2 if narrow else 4)
+        legend_above(figure, axes, columns=2 if narrow else 4)
 
     row_inches = 0.25
-    return _svg("accuracy", "Exact-match accuracy per task, untrained and trained", paint,
+    return as_svg("accuracy", "Exact-match accuracy per task, untrained and trained", paint,
                 wide=0.9 + row_inches * len(rows), narrow=1.1 + 1.45 * row_inches * len(rows))  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def learning_chart(steps: Sequence[Any], validation: Sequence[Any]) -> str:
     def paint(figure: Figure, narrow: bool) -> None:
         losses, accuracies = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for axes in (losses, accuracies):
-            _frame(axes, grid="y")
+            plain_frame(axes, grid="y")
         _k_bands(losses, steps, labels=True)
         _k_bands(accuracies, steps, labels=False)
         x, at = _column(steps, "step"), _column(validation, "step")
@@ -96,7 +96,7 @@ def learning_chart(steps: Sequence[Any], validation: Sequence[Any]) -> str:
                     label="validation (held-out)" if validation else None)  # fmt: skip
         losses.set(ylabel="loss per token", yscale="log")
         _plain_log_ticks(losses)
-        _legend(figure, losses, columns=1 if narrow else 2)
+        legend_above(figure, losses, columns=1 if narrow else 2)
 
         shown, where = (validation, at) if validation else (steps, x)
         for key, colour, dashes, label in (
@@ -110,17 +110,17 @@ def learning_chart(steps: Sequence[Any], validation: Sequence[Any]) -> str:
         accuracies.legend(loc="lower right", ncols=2, handlelength=1.6, labelcolor=INK)
         _thousands(accuracies)
 
-    return _svg("learning", "Loss and accuracy over the training steps", paint, wide=4.3, narrow=4.2)
+    return as_svg("learning", "Loss and accuracy over the training steps", paint, wide=4.3, narrow=4.2)
 
 
 def schedule_chart(steps: Sequence[Any]) -> str:
     """K and the learning rate against the step."""
 
     def paint(figure: Figure, narrow: bool) -> None:
-        depths, rates = _two(figure, narrow)
+        depths, rates = two_charts(figure, narrow)
         x, k, rate = _column(steps, "step"), _column(steps, "k"), _column(steps, "lr")
         for axes, title in ((depths, "K, module calls with gradient"), (rates, "learning rate")):
-            _frame(axes, grid="y")
+            plain_frame(axes, grid="y")
             axes.set_title(title, loc="left")
             axes.set_xlabel("step")
             _thousands(axes)
@@ -131,18 +131,18 @@ def schedule_chart(steps: Sequence[Any]) -> str:
         rates.set_ylim(bottom=0)
         rates.yaxis.set_major_formatter(_scientific)
 
-    return _svg("schedule", "K and the learning rate over the training steps", paint, wide=2.1, narrow=3.9)
+    return as_svg("schedule", "K and the learning rate over the training steps", paint, wide=2.1, narrow=3.9)
 
 
 def norms_chart(norms: Sequence[Any]) -> str:
     """For every module call in order: the norm of the state that it writes, and of the change that it makes."""
 
     def paint(figure: Figure, narrow: bool) -> None:
-        levels, changes = _two(figure, narrow)
+        levels, changes = two_charts(figure, narrow)
         x = np.arange(len(norms))
         colours = [SLOW if norm["stack"] == "H" else FAST for norm in norms]
         for axes, title in ((levels, "norm of the state"), (changes, "norm of the change")):
-            _frame(axes, grid="y")
+            plain_frame(axes, grid="y")
             axes.set_title(title, loc="left")
             axes.set_xticks(x, [norm["call"] for norm in norms])
             axes.set_xlim(-0.6, len(norms) - 0.4)
@@ -156,7 +156,7 @@ def norms_chart(norms: Sequence[Any]) -> str:
         top = np.nanmax([*untrained, *trained, 0.0])
         levels.set_ylim(0, 1.15 * top if top > 0 else 1)
 
-    return _svg("norms", "State norm and state change per module call", paint, wide=2.3, narrow=4.1)
+    return as_svg("norms", "State norm and state change per module call", paint, wide=2.3, narrow=4.1)
 
 
 def stages_chart(stages: Sequence[Any]) -> str:
@@ -164,21 +164,21 @@ def stages_chart(stages: Sequence[Any]) -> str:
 
     def paint(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
-        _frame(axes, grid="x")
+        plain_frame(axes, grid="x")
         y, seconds = np.arange(len(stages)), _column(stages, "seconds")
         axes.barh(y, np.nan_to_num(seconds), height=0.55, color=MAIN)
         for row, value in enumerate(seconds):
             axes.annotate(f"{value:,.1f}", (np.nan_to_num(value), row), xytext=(5, 0), textcoords="offset points",
                           va="center", fontsize=8.5)  # fmt: skip
-        axes.set_yticks(y, [_short(stage["name"]) for stage in stages])
+        axes.set_yticks(y, [shortened(stage["name"]) for stage in stages])
         axes.set(xlabel="seconds", ylim=(len(stages) - 0.4, -0.6))
         axes.margins(x=0.12)
 
     height = 0.7 + 0.26 * len(stages)
-    return _svg("stages", "Seconds per stage", paint, wide=height, narrow=height)
+    return as_svg("stages", "Seconds per stage", paint, wide=height, narrow=height)
 
 
-def _svg(name: str, label: str, paint: Paint, *, wide: float, narrow: float) -> str:
+def as_svg(name: str, label: str, paint: Paint, *, wide: float, narrow: float) -> str:
     """The chart for both widths; ``wide`` and ``narrow`` are its heights in inches. Safe to put into a page."""
     # A first start builds a font cache and would announce it in the middle of the live display.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -223,7 +223,7 @@ def _for_the_page(svg: str, name: str, label: str, width: str) -> str:
     return f'<svg class="{width}" role="img" aria-label="{html.escape(label)}" {box[0]}>{body}'
 
 
-def _short(label: str) -> str:
+def shortened(label: str) -> str:
     """One line that leaves room for the chart; the tables show the whole."""
     line = " ".join(label.split())
     return line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…"
@@ -267,21 +267,21 @@ def _k_bands(axes: Axes, steps: Sequence[Any], *, labels: bool) -> None:
                           textcoords="offset points", ha="center", va="top", fontsize=8, color=FAINT)  # fmt: skip
 
 
-def _two(figure: Figure, narrow: bool) -> Sequence[Axes]:
+def two_charts(figure: Figure, narrow: bool) -> Sequence[Axes]:
     """Two charts, beside each other or stacked."""
     if narrow:
         return figure.subplots(2, 1, gridspec_kw={"hspace": 0.08})
     return figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
 
 
-def _frame(axes: Axes, grid: str) -> None:
+def plain_frame(axes: Axes, grid: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(axis="x" if grid == "x" else "y", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns, handlelength=1.4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import stat
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from hrm_text.contracts import UserError
-from hrm_text.data import engine as engine_module
 from hrm_text.data.engine import Engine, report
 
 NUMBERS = list(range(5))
@@ -106,7 +106,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch here"):
         Engine(kind="slurm", partition="cpu", folder=tmp_path).run("square", print, [1])
-    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install ray"):
         Engine(kind="ray", folder=tmp_path).run("square", print, [1])
 

@@ -14,7 +14,7 @@ from hrm_text.contracts import Example, UserError
 from hrm_text.data import tokenize
 from hrm_text.data.engine import Engine
 from hrm_text.data.prompt import PromptFormat
-from hrm_text.data.records import write_jsonl, write_parquet
+from hrm_text.data.records import find_record_files, write_jsonl, write_parquet
 from hrm_text.data.tokenize import ArrayFile, store_folders, tokenize_files
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokenizer
 
@@ -65,7 +65,7 @@ def test_a_file_that_fails_fails_the_run(tmp_path: Path, inputs: Path, tokenizer
 def test_a_folder_that_vanishes_is_named(
     tmp_path: Path, inputs: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = tokenize.find_record_files([inputs])
+    found = find_record_files([inputs])
     monkeypatch.setattr(tokenize, "find_record_files", lambda paths: found)
     shutil.rmtree(inputs)
     with pytest.raises(UserError, match=r"a.jsonl: was there a moment ago and is gone"):

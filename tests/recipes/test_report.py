@@ -75,7 +75,7 @@ def full_page() -> str:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the text alone."""
-    monkeypatch.setattr(charts, "_svg", lambda *arguments, **sizes: "<svg></svg>")
+    monkeypatch.setattr(charts, "as_svg", lambda *arguments, **sizes: "<svg></svg>")
 
 
 class Tags(HTMLParser):
@@ -170,7 +170,7 @@ def test_without_validation_the_training_batches_are_shown_and_named(monkeypatch
     drawing = charts.learning_chart(run["steps"], [])
     assert "training batches" in drawing and "validation" not in drawing
     assert "validation" in charts.learning_chart(run["steps"], run["validation"])
-    monkeypatch.setattr(charts, "_svg", lambda *arguments, **sizes: "")
+    monkeypatch.setattr(charts, "as_svg", lambda *arguments, **sizes: "")
     del run["validation"]
     assert "no validation loss" in render(run)
     assert "no validation loss" not in full_page()

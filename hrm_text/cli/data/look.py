@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 from tyro.conf import Positional
 
-from hrm_text.cli.terminal import progress_bar, tell
+from hrm_text.cli.terminal import progress_bar, tell, tell_of_bad_records
 from hrm_text.contracts import UserError
 
 if TYPE_CHECKING:
@@ -156,4 +156,50 @@ def report(
     tell(f"wrote {page}, and {page.with_suffix('.md').name} beside it")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "report": report}
+def tokenizer_report(
+    tokenizer: Positional[Path],
+    records: Positional[tuple[Path, ...]],
+    against: tuple[str, ...] = ("cl100k_base",),
+    sample_mb: float = 1,
+    seed: int = 0,
+) -> None:
+    """Show how many bytes a token stands for, by source, beside public tokenizers.
+
+    Args:
+        tokenizer: its folder
+        records: JSONL or Parquet files, or folders of them
+        against: cl100k_base (GPT-4) and o200k_base (GPT-4o), which the package bpe-openai carries
+        sample_mb: megabytes of text of each source
+        seed: of the sample
+    """
+    from rich.table import Table
+
+    from hrm_text.data.inspect import visible
+    from hrm_text.data.records import BadRecords, find_record_files
+    from hrm_text.data.tokenizer_report import public_tokenizer, tokenizer_quality
+
+    counters = {name: counter for name in against if (counter := public_tokenizer(name)) is not None}
+    if len(counters) < len(set(against)):
+        tell("nothing to compare with: public tokenizers need `pip install 'hrm-text[tokenizer-report]'`", "yellow")
+    bad = BadRecords()
+    with progress_bar("counting", "sources") as on_progress:
+        found = tokenizer_quality(
+            tokenizer, find_record_files(records), counters, bad,
+            source_bytes=round(sample_mb * 1e6), seed=seed, on_progress=on_progress,
+        )  # fmt: skip
+    tell_of_bad_records(bad)
+    table = Table("source", title="bytes per token", title_justify="left", box=None, pad_edge=False)
+    for name in found[0].tokens:
+        table.add_column(name, justify="right")
+    table.add_column("sample, kB", justify="right")
+    for quality in found:
+        cells = [f"{quality.bytes_per_token(name):.2f}" for name in quality.tokens]
+        table.add_row(Text(visible(quality.source)), *cells, f"{quality.bytes / 1000:,.0f}")
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "report": report,
+    "tokenizer-report": tokenizer_report,
+}

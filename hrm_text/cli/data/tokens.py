@@ -8,24 +8,36 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from hrm_text.cli.terminal import notes, progress_bar, tell, tell_of_bad_records
+from hrm_text.cli.terminal import progress_bar, tell, tell_of_bad_records
 
 
-def tokenizer(records: Positional[tuple[Path, ...]], out: Path, vocab_size: int = 65_536, strict: bool = False) -> None:
+def tokenizer(
+    records: Positional[tuple[Path, ...]],
+    out: Path,
+    vocab_size: int = 65_536,
+    sample_mb: float = 2000.0,
+    seed: int = 0,
+    strict: bool = False,
+) -> None:
     """Train a byte-level BPE tokenizer on records.
 
     Args:
         records: JSONL or Parquet files, or folders of them
         out: folder for tokenizer.json
         vocab_size: entries, special tokens included
+        sample_mb: megabytes of text to train on, evenly from all files
+        seed: of the sample
         strict: stop at the first bad record instead of counting it
     """
-    from hrm_text.data.records import BadRecords, find_record_files, read_texts
+    from hrm_text.data.records import BadRecords, find_record_files
+    from hrm_text.data.text_sample import sample_texts
     from hrm_text.data.tokenizer import tokenizer_info, train_tokenizer
 
     bad = BadRecords(strict=strict)
-    with notes().status("training the tokenizer"):
-        train_tokenizer(read_texts(find_record_files(records), bad), vocab_size, out)
+    budget = round(sample_mb * 1e6)
+    with progress_bar("reading text", "bytes") as on_progress:
+        texts = sample_texts(find_record_files(records), budget, seed, bad, on_progress=on_progress)
+        train_tokenizer(texts, vocab_size, out)
     tell_of_bad_records(bad)
     tell(f"wrote {out}: {tokenizer_info(out)['vocab_size']:,} entries. Next:")
     paths = " ".join(map(str, records))
