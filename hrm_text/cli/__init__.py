@@ -48,7 +48,7 @@ def quickstart(
 
 
 def data() -> None:
-    """From sources to sampled epochs: sources, clean, tokenizer, tokenize, sample, inspect (`hrm-text data --help`)."""
+    """From sources to sampled epochs: clean, tokenize, sample, report and more (`hrm-text data --help`)."""
     raise AssertionError("main() hands the commands below `data` on")
 
 

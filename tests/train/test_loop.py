@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -278,6 +279,22 @@ def test_validation_with_another_tokenizer_is_an_error(config: MakeConfig, tmp_p
 
 
 # --------------------------------------------------------------------------------------------------------- settings --
+
+
+def test_data_behind_a_url_trains_the_same_model(config: MakeConfig, sampled_dir: Path, tmp_path: Path) -> None:
+    """Copied to a store that only fsspec can read, settings written to the run's folder and read back included."""
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{sampled_dir}/", "/bucket/sampled/", recursive=True)
+    local, remote = (
+        Trainer(config({"max_steps": 3, "validation.sampled": None} | change))
+        for change in ({}, {"data.sampled": "memory://bucket/sampled", "run": str(tmp_path / "remote")})
+    )
+    local.run()
+    remote.run()
+    for (name, parameter), other in zip(local.model.named_parameters(), remote.model.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+    written = from_mapping(TrainConfig, read_yaml(remote.config.run / "config.yaml"), "config.yaml")
+    assert written.data.sampled == "memory://bucket/sampled"
 
 
 def test_vocabulary_and_context_come_from_the_data(config: MakeConfig) -> None:
