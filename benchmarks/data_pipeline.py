@@ -144,9 +144,9 @@ def check_contamination(benchmarks: Path, masks: Path) -> int:
     return sum(planted)
 
 
-def folders_of(store: Path) -> list[Path]:
+def folders_of(folder: Path) -> list[Path]:
     """What is not hidden: kills leave unfinished folders."""
-    return sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] != ".")
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def check_store(cleaned: Path, store: Path, rows: int, seed: int) -> int:
@@ -238,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Watched]:
     parser.add_argument("work", type=Path, help="folder for everything; finished stages are kept")
     parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the corpus on the disk")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--datasets", nargs="+", help="those to go on with; all of the corpus if not given")
     parser.add_argument("--kills", type=int, default=2, help="over the stages that are killed")
     parser.add_argument("--kill-within", type=float, default=60.0, help="seconds after a start, at most")
     parser.add_argument("--vocab-size", type=int, default=65_536)
@@ -272,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Watched]:
         "corpus", sys.executable, str(ROOT / "benchmarks" / "upstream_corpus.py"), at["corpus"], "--gigabytes",
         str(options.gigabytes), "--seed", str(options.seed), *workers,
     )  # fmt: skip
-    names = sorted(path.name for path in (work / "corpus").iterdir() if path.is_dir() and path.name[0] != ".")
+    names = options.datasets or [path.name for path in folders_of(work / "corpus")]
     clean = [*hrm, "clean", *names, "--from", at["corpus"], *workers]
     stage("clean", *clean, "--out", at["cleaned"])
     sizes = ["--vocab-size", str(options.vocab_size), "--sample-mb", str(options.sample_mb)]
@@ -288,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Watched]:
     exclude = ["--exclude", at["duplicates"], at["contamination"], "--epochs", "2"]
     stage("sample", *hrm, "sample", at["store"], "--out", at["sampled"], *exclude)
     stage("virtual", *hrm, "sample", at["store"], "--out", at["virtual"], "--virtual", *exclude)
-    stage("report", *hrm, "report", at["sampled"], "--records", at["cleaned"], "--out", at["report"])
+    masks = ["--masks", at["duplicates"], at["contamination"]]
+    stage("report", *hrm, "report", at["sampled"], "--records", at["cleaned"], *masks, "--out", at["report"])
     if options.again:
         stage("clean again", *clean, "--out", str(work / "cleaned_again"))
         assert digest(work / "cleaned_again") == digest(work / "cleaned"), "killed and undisturbed cleaning differ"

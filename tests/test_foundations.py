@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,15 @@ import pytest
 from pydantic import Field
 
 from hrm_text.contracts import IGNORE_INDEX, Engine, PackedBatch, UserError
-from hrm_text.files import explained_disk_errors, read_json, sha256, whole_file, whole_folder, write_json
+from hrm_text.files import (
+    explained_disk_errors,
+    read_json,
+    remove_leftovers,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from hrm_text.settings import from_mapping, read_yaml, settings, to_mapping, with_options
 
 
@@ -323,3 +332,28 @@ def test_options_without_form_are_errors(options: list[str], message: str) -> No
     with pytest.raises(UserError) as error:
         with_options(GOOD, options, "x")
     assert message in str(error.value)
+
+
+def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None:
+    dead = 2**22 + 1  # above the largest number of a process
+    long_ago = time.time() - 3600
+    for name, old in (
+        (f".a.npy.{dead}.tmp", True),
+        (f".b.npy.{dead}.tmp", False),  # a process of another machine may be at it
+        (f".c.npy.{os.getpid()}.tmp", True),
+        ("d.npy", True),
+        (".hidden", True),
+    ):
+        (tmp_path / name).write_text("x")
+        if old:
+            os.utime(tmp_path / name, (long_ago, long_ago))
+    for name, old in ((f".e.{dead}.old", True), (f".f.{dead}.tmp", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens.npy").write_text("x")
+        if old:
+            os.utime(tmp_path / name / "tokens.npy", (long_ago, long_ago))
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".b.npy.{dead}.tmp", f".c.npy.{os.getpid()}.tmp", "d.npy", ".hidden", f".f.{dead}.tmp"}
+    remove_leftovers(tmp_path / "nothing")
