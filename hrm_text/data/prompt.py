@@ -13,11 +13,14 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from hrm_text.contracts import CONDITIONS, UserError
+from hrm_text.contracts import CONDITIONS, Example, UserError
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -60,6 +63,17 @@ def strip_thinking(response: str) -> str:
     if not response[spans[-1].end() :].strip():
         kept = kept.rstrip()
     return kept
+
+
+class EncodedExamples(NamedTuple):
+    """Records as token ids."""
+
+    tokens: npt.NDArray[np.uint32]
+    """[T]; prefix, response, prefix, response, ..."""
+    prefix_lengths: npt.NDArray[np.int64]
+    """[N]"""
+    response_lengths: npt.NDArray[np.int64]
+    """[N]; the end token counts."""
 
 
 class PromptFormat:
@@ -131,6 +145,33 @@ class PromptFormat:
     def response_ids_batch(self, responses: Sequence[str]) -> list[list[int]]:
         """``response_ids`` of many; the text is encoded on all cores."""
         return [[*text, self.eoa_id] for text in self._text_ids(responses)]
+
+    def encode(self, examples: Sequence[Example]) -> EncodedExamples:
+        """Prefixes and responses of many, as arrays: what ``prefix_ids`` and ``response_ids`` give, without lists."""
+        texts = [text for example in examples for text in (example.instruction, example.response)]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        text_ids = np.fromiter(
+            chain.from_iterable(encoding.ids for encoding in encodings), np.uint32, int(lengths.sum())
+        )
+        conditions = [self.condition_ids(example.condition) for example in examples]
+        # Around the two texts of a record stand: begin, tags; end of the prefix; end of the response.
+        before = np.ones(len(encodings), np.int64)
+        before[0::2] = np.fromiter(map(len, conditions), np.int64, len(conditions)) + 1
+        after_response = np.zeros(len(encodings), np.int64)
+        after_response[1::2] = 1
+        ends = np.cumsum(lengths + before + after_response) - after_response
+        starts = ends - lengths
+        tokens = np.empty(len(text_ids) + int((before + after_response).sum()), np.uint32)
+        text_starts = np.cumsum(lengths) - lengths
+        tokens[np.arange(len(text_ids)) + np.repeat(starts - text_starts, lengths)] = text_ids
+        tokens[starts[0::2] - before[0::2]] = self.boq_id
+        tokens[starts[1::2] - 1] = self.eoq_id
+        tokens[ends[1::2]] = self.eoa_id
+        tags = np.fromiter(chain.from_iterable(conditions), np.uint32)
+        number = np.arange(len(tags)) - np.repeat(np.cumsum(before[0::2] - 1) - before[0::2] + 1, before[0::2] - 1)
+        tokens[np.repeat(starts[0::2] - before[0::2] + 1, before[0::2] - 1) + number] = tags
+        return EncodedExamples(tokens, before[0::2] + lengths[0::2] + 1, lengths[1::2] + 1)
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         # encode_batch_fast leaves the character offsets out; nothing here needs them.

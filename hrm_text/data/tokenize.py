@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +25,7 @@ import numpy.typing as npt
 
 from hrm_text.contracts import UserError
 from hrm_text.data.engine import Engine, report
-from hrm_text.data.prompt import PromptFormat
+from hrm_text.data.prompt import EncodedExamples, PromptFormat
 from hrm_text.data.records import BadRecord, BadRecords, LocatedExample, RecordFile, find_record_files, locate_records
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_info
 from hrm_text.files import read_json, remove_leftovers, sha256, whole_folder, write_json
@@ -171,7 +170,8 @@ def _finished(folder: Path, file: RecordFile, settings: dict[str, Any], strict: 
 @functools.lru_cache(maxsize=1)
 def _prompts(tokenizer_dir: Path, checksum: str) -> PromptFormat:
     """Read once by each process; the checksum tells a tokenizer from one that was at the same place before."""
-    return PromptFormat(load_tokenizer(tokenizer_dir), tokenizer_info(tokenizer_dir))
+    tokenizer = load_tokenizer(tokenizer_dir)
+    return PromptFormat(tokenizer, tokenizer_info(tokenizer_dir, tokenizer))
 
 
 def _tokenize_file(
@@ -194,22 +194,23 @@ def _tokenize_file(
     with whole_folder(out / file.safe_name) as beside, StoreWriter(beside) as store:
 
         def write_chunk() -> None:
-            examples = [located.example for located in chunk]
-            prefixes = prompts.prefix_ids_batch(
-                [example.condition for example in examples], [example.instruction for example in examples]
-            )
-            responses = prompts.response_ids_batch([example.response for example in examples])
-            kept = []
-            for index, (located, prefix) in enumerate(zip(chunk, prefixes, strict=True)):
-                if max_seq_len is None or len(prefix) < max_seq_len:
-                    kept.append(index)
-                    continue
-                message = (
-                    f"the prompt takes {len(prefix):,} tokens, which leaves no room for a response "
-                    f"in a context of {max_seq_len - 1:,}"
+            encoded = prompts.encode([located.example for located in chunk])
+            if max_seq_len is not None and (encoded.prefix_lengths >= max_seq_len).any():
+                fits = encoded.prefix_lengths < max_seq_len
+                for located, length in zip(chunk, encoded.prefix_lengths.tolist(), strict=True):
+                    if length >= max_seq_len:
+                        message = (
+                            f"the prompt takes {length:,} tokens, which leaves no room for a response "
+                            f"in a context of {max_seq_len - 1:,}"
+                        )
+                        bad(BadRecord(str(file.path), located.line, "too_long", message))
+                lengths = encoded.prefix_lengths + encoded.response_lengths
+                encoded = EncodedExamples(
+                    encoded.tokens[np.repeat(fits, lengths)],
+                    encoded.prefix_lengths[fits],
+                    encoded.response_lengths[fits],
                 )
-                bad(BadRecord(str(file.path), located.line, "too_long", message))
-            store.append([prefixes[index] for index in kept], [responses[index] for index in kept])
+            store.append(encoded)
             chunk.clear()
 
         characters = 0
@@ -250,19 +251,16 @@ class StoreWriter:
             self._open.enter_context(ArrayFile(folder / f"{name}.npy", np.dtype(np.uint64))) for name in SPANS
         ]
 
-    def append(self, prefixes: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> None:
-        """Add records, given as the ids of each prefix and of each response."""
-        pieces = [piece for pair in zip(prefixes, responses, strict=True) for piece in pair]
-        lengths = np.array([len(piece) for piece in pieces], dtype=np.uint64)
-        ends = np.cumsum(lengths, dtype=np.uint64)
-        starts = ends - lengths + np.uint64(self.tokens)
-        added = int(ends[-1]) if pieces else 0
-        self._tokens.append(np.fromiter(chain.from_iterable(pieces), np.uint32, added))
-        columns = (starts[0::2], lengths[0::2], starts[1::2], lengths[1::2])
+    def append(self, encoded: EncodedExamples) -> None:
+        """Add records."""
+        prefixes, responses = encoded.prefix_lengths, encoded.response_lengths
+        ends = np.cumsum(prefixes + responses) + self.tokens
+        self._tokens.append(encoded.tokens)
+        columns = (ends - responses - prefixes, prefixes, ends - responses, responses)
         for file, column in zip(self._spans, columns, strict=True):
             file.append(column)
         self.records += len(prefixes)
-        self.tokens += added
+        self.tokens += len(encoded.tokens)
 
     def __enter__(self) -> Self:
         return self

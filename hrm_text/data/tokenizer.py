@@ -182,15 +182,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_info(path: Path) -> dict[str, Any]:
+def tokenizer_info(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """What is to be known of a tokenizer folder to render prompts: the content of ``tokenizer_info.json``.
 
     Keys: tokenizer_path (absolute), boq, eoq, eoa, condition_mapping (tag to token), vocab_size (with special tokens).
+    ``tokenizer`` is that of ``path``, where it has been opened before.
 
     Raises:
         UserError: the tokenizer is missing, or lacks a token that prompts are made with.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = tokenizer or load_tokenizer(path)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     lacking = [token for token in (BOQ, EOQ, EOA, *CONDITION_TOKENS.values()) if token not in vocabulary]
     if lacking:

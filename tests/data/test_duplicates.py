@@ -16,6 +16,7 @@ from hrm_text.data.engine import Engine
 from hrm_text.data.masks import read_mask
 from hrm_text.data.minhash import Bands, Groups, hash_records
 from hrm_text.data.pack import EpochIndex
+from hrm_text.data.prompt import EncodedExamples
 from hrm_text.data.shards import index_store, read_rows
 from hrm_text.data.tokenize import StoreWriter
 from hrm_text.files import write_json
@@ -30,7 +31,8 @@ def write_store(store: Path, files: Mapping[str, Sequence[Record]]) -> Path:
         (store / name).mkdir(parents=True)
         with StoreWriter(store / name) as writer:
             for prefix, response in records:
-                writer.append([prefix], [response])
+                tokens = np.array(prefix + response, np.uint32)
+                writer.append(EncodedExamples(tokens, np.array([len(prefix)]), np.array([len(response)])))
         write_json(store / name / "metadata.json", {"source_mtime": 0})
     write_json(store / "tokenizer_info.json", {"vocab_size": 65536})
     return store

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
-from hrm_text.contracts import CONDITIONS, UserError
+from hrm_text.contracts import CONDITIONS, Example, UserError
 from hrm_text.data.prompt import PromptFormat, parse_condition, strip_thinking
 from hrm_text.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_info
 
@@ -78,6 +78,22 @@ def test_a_batch_is_its_records_one_by_one(prompts: PromptFormat, records: list[
     conditions, texts = [condition for condition, _ in records], [text for _, text in records]
     assert prompts.prefix_ids_batch(conditions, texts) == [prompts.prefix_ids(*record) for record in records]
     assert prompts.response_ids_batch(texts) == [prompts.response_ids(text) for text in texts]
+
+
+@given(
+    st.lists(
+        st.builds(Example, st.sampled_from(["direct", "synth,cot", "noisy,direct,cot"]), st.text(), st.text()),
+        max_size=5,
+    )
+)
+def test_arrays_hold_what_the_lists_hold(prompts: PromptFormat, examples: list[Example]) -> None:
+    encoded = prompts.encode(examples)
+    pairs = [
+        (prompts.prefix_ids(each.condition, each.instruction), prompts.response_ids(each.response)) for each in examples
+    ]
+    assert encoded.tokens.tolist() == [token for pair in pairs for ids in pair for token in ids]
+    assert encoded.prefix_lengths.tolist() == [len(prefix) for prefix, _ in pairs]
+    assert encoded.response_lengths.tolist() == [len(response) for _, response in pairs]
 
 
 def test_a_tokenizer_whose_control_tokens_text_can_forge_is_refused(tokenizer_dir: Path) -> None:
