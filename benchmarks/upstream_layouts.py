@@ -235,7 +235,7 @@ def _flan(mixture: str, source: str, tasks: int, share: float, answer: Logarithm
 
 HUB = "data/train-{part:05d}-of-{parts:05d}.parquet"
 PRINCIPIA = "data/{}-{{part:05d}}-of-{{parts:05d}}.parquet"
-PLATYPUS = ("platypus_reclor", "platypus_scibench", "platypus_scienceqa", "platypus_theoremqa")
+PLATYPUS = tuple(f"platypus_{part}" for part in ("prm800k", "reclor", "scibench", "scienceqa", "theoremqa"))
 posed = partial(named, "problem_statement", "answer")
 asked = partial(named, "question", "answer")
 

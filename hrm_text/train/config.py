@@ -13,7 +13,13 @@ from hrm_text.settings import settings, to_mapping
 from hrm_text.train.schedule import CreditAssignment, LearningRate
 
 Count = Annotated[int, Field(ge=1)]
-Place = Annotated[Location, AfterValidator(location)]
+
+
+def _located(place: Location | None) -> Location | None:
+    return None if place is None else location(place)
+
+
+Place = Annotated[Path | str, AfterValidator(_located)]
 """A path, or the URL of a store that fsspec knows."""
 AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
 
@@ -68,7 +74,7 @@ class OptimizerConfig:
 class ValidationConfig:
     """Loss and accuracy on records that were not trained on."""
 
-    sampled: Place | None = None
+    sampled: Annotated[Path | str | None, AfterValidator(_located)] = None
     """Sampled folder of held-out records; null is no validation."""
     every_steps: Count = 500
     """Validate after every so many steps, and after the last."""

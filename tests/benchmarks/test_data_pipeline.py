@@ -47,7 +47,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rows of the store equal their records" in capsys.readouterr().out
     # The checks could fail: one token changed is seen.
     store = tmp_path / "work" / "store"
-    for folder in [path for path in store.iterdir() if path.is_dir()]:
+    for folder in data_pipeline.folders_of(store):
         tokens = np.load(folder / "tokens.npy", mmap_mode="r+")
         tokens[:] = tokens[::-1].copy()
     with pytest.raises(AssertionError):

@@ -22,7 +22,7 @@ def write_square(folder: Path, number: int) -> None:
 
 
 def write_square_slowly(folder: Path, number: int) -> None:
-    report(5)
+    report(3)
     time.sleep(1)
     write_square(folder, number)
 
@@ -81,8 +81,7 @@ def test_what_is_begun_shows_as_progress(tmp_path: Path, workers: int) -> None:
         weights=[10, 10],
         on_progress=lambda done, total: seen.append(done),
     )
-    assert 5 in seen or 10 in seen[:-1]
-    assert any(done % 10 for done in seen)
+    assert {3, 6, 13} & {*seen}
     assert seen[-1] == 20
 
 

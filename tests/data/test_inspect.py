@@ -44,7 +44,7 @@ def test_a_store_shows_samples_of_every_file_with_special_tokens(store: Path) ->
 def test_a_sampled_folder_shows_its_first_epoch_in_order(store: Path, tmp_path: Path) -> None:
     sample_epochs(store, tmp_path / "sampled", [], 2)
     shown = inspect_folder(tmp_path / "sampled", 4)
-    assert {text.source for text in shown} == {"epoch_0"}
+    assert {text.source for text in shown} == {"epoch_0, a.jsonl,", "epoch_0, b.jsonl,"}
     assert [text.row for text in shown] == [0, 1, 2, 3]
     expected = {(PREFIX.format(f"a {row}"), f"{row}<|box_end|>") for row in range(3)}
     assert {(text.prefix, text.response) for text in shown} == expected | {(PREFIX.format("b 0"), "0<|box_end|>")}
