@@ -267,9 +267,7 @@ def _read_parquet(path: Path, on_bad: Callable[[BadRecord], None]) -> Iterator[L
                 for cells in zip(*columns, strict=True):
                     row += 1
                     try:
-                        example = example_of(
-                            {name: decoded_cell(name, cell) for name, cell in zip(FIELDS, cells, strict=True)}
-                        )
+                        example = checked_example(*map(decoded_cell, FIELDS, cells))
                     except Unusable as reason:
                         on_bad(BadRecord(str(path), row, reason.kind, str(reason)))
                     else:
@@ -327,20 +325,26 @@ def example_of(values: Mapping[str, Any]) -> Example:
     missing = [name for name in FIELDS if name not in values]
     if missing:
         raise Unusable("missing_key", f"missing {', '.join(map(repr, missing))}; found {', '.join(values) or 'no key'}")
-    for name in FIELDS:
-        if not isinstance(values[name], str):
-            raise Unusable("wrong_type", f"{name!r} must be a string, found {_type_name(values[name])}")
-    if (size := sum(len(values[name]) for name in FIELDS)) > MAX_RECORD_BYTES:
+    return checked_example(values["condition"], values["instruction"], values["response"])
+
+
+def checked_example(condition: Any, instruction: Any, response: Any) -> Example:
+    """The record of three values of any type, its thinking stripped."""
+    if not type(condition) is type(instruction) is type(response) is str:
+        values = zip(FIELDS, (condition, instruction, response), strict=True)
+        name, value = next((name, value) for name, value in values if not isinstance(value, str))
+        raise Unusable("wrong_type", f"{name!r} must be a string, found {_type_name(value)}")
+    if (size := len(condition) + len(instruction) + len(response)) > MAX_RECORD_BYTES:
         raise Unusable("too_large", f"{size:,} characters of text, expected at most {MAX_RECORD_BYTES:,}")
     try:
-        parse_condition(values["condition"])
+        parse_condition(condition)
     except UserError as error:
         raise Unusable("unknown_tag", str(error)) from None
-    response = strip_thinking(values["response"])
-    if not response or response.isspace():
-        stripped = " once thinking is stripped" if values["response"].strip() else ""
+    kept = strip_thinking(response)
+    if not kept or kept.isspace():
+        stripped = " once thinking is stripped" if response.strip() else ""
         raise Unusable("empty_response", f"the response is empty{stripped}")
-    return Example(values["condition"], values["instruction"], response)
+    return Example(condition, instruction, kept)
 
 
 _TYPE_NAMES: dict[type, str] = {
