@@ -17,4 +17,6 @@ def train(settings: TrainConfig, console: rich.console.Console) -> RunSummary:
         hooks.append(TensorBoard(settings.run / "tensorboard"))
     if settings.logging.wandb_project is not None:
         hooks.append(WandB(settings.logging.wandb_project, settings.run.name))
-    return Trainer(settings, hooks).run()
+    with console.status("planning the epochs, drawing the weights"):  # seconds; the first plan of several bins compiles
+        trainer = Trainer(settings, hooks)
+    return trainer.run()
