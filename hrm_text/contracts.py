@@ -5,7 +5,8 @@ Everything here may be imported by every room; nothing here imports a room.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +25,12 @@ class UserError(ValueError):
 
     The command line prints the message alone; any other exception is a bug of ours and keeps its traceback.
     """
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """A question for an error message, with a space behind it, where a known name is close to what was found; or ""."""
+    close = difflib.get_close_matches(found, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def is_alive(process: int) -> bool:
+    """Whether this machine runs a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder, beside files and folders that they were writing.
 
@@ -72,7 +83,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         found = re.fullmatch(r"\..+\.(\d+)\.(tmp|old)", path.name)
-        if found is None or Path(f"/proc/{found[1]}").exists():
+        if found is None or is_alive(int(found[1])):
             continue
         inside = [path, *path.rglob("*")] if path.is_dir() else [path]
         if time.time() - max(each.stat().st_mtime for each in inside) < _SURELY_DEAD_SECONDS:

@@ -5,7 +5,6 @@ Rooms are imported inside the commands, so that `--help` and a mistyped option a
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
 from hrm_text.cli.terminal import escape, notes, print_json
 from hrm_text.cli.train_command import train, train_with_overrides
 from hrm_text.cli.weights_commands import eval_, export, generate, import_reference
-from hrm_text.contracts import UserError
+from hrm_text.contracts import UserError, did_you_mean
 
 
 def quickstart(
@@ -107,6 +106,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check_command(arguments: Sequence[str], commands: Mapping[str, Any]) -> None:
     """An unknown command is an error that suggests the right one."""
     if arguments and arguments[0] not in commands and not arguments[0].startswith("-"):
-        close = difflib.get_close_matches(arguments[0], commands, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(arguments[0], commands)
         raise UserError(f"unknown command {arguments[0]!r}: {hint}The commands are {', '.join(commands)}")

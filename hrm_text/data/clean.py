@@ -10,7 +10,6 @@ Every file is whole or absent. It is made again when its source, the cleaner's c
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from hrm_text.data.records import ENDINGS, FIELDS
 from hrm_text.data.sources import custom
 from hrm_text.data.sources.upstream import DATASETS, Dataset, find_dataset
 from hrm_text.data.strata import OPEN_FILES, RECORD_SCHEMA, bucket_of, gather, record_writer, spill
-from hrm_text.files import read_json, whole_file, write_json
+from hrm_text.files import is_alive, read_json, whole_file, write_json
 
 _BATCH_ROWS = 1 << 16
 _BATCH_CHARACTERS = 32 << 20
@@ -301,18 +300,8 @@ def _sweep(folder: Path) -> None:
     """Remove what processes left behind that were killed while they wrote."""
     for path in folder.rglob(".*.tmp"):
         match = _BESIDE.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
+        if match and not is_alive(int(match[1])):
             path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _report(plan: _Plan) -> CleanReport:

@@ -32,12 +32,12 @@ import orjson
 from hrm_text.contracts import UserError
 from hrm_text.data import shards as store_shards
 from hrm_text.data.benchmarks import Question, read_benchmarks
-from hrm_text.data.engine import Engine
+from hrm_text.data.engine import Engine, Progress
 from hrm_text.data.masks import COVERAGE, finished_manifest, refuse_other_content, write_masks
 from hrm_text.data.ngrams import Matches, Ngrams, build_ngrams
 from hrm_text.data.shards import Shard, StoreIndex, index_store, open_work_folder, read_rows, run_stage
 from hrm_text.data.subsets import Subset, read_scores, subsets_of
-from hrm_text.data.tokenize import MANIFEST, Progress
+from hrm_text.data.tokenize import MANIFEST
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_file
 from hrm_text.files import read_json, sha256, whole_folder
 

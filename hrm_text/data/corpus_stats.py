@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hrm_text.contracts import UserError
+from hrm_text.data.engine import Progress
 from hrm_text.data.inspect import is_sampled
 from hrm_text.data.left_out import CleaningStats, MaskStats, positive_counts, read_cleaning, read_mask_stats
 from hrm_text.data.pack import EpochIndex, read_epoch
 from hrm_text.data.packing_plan import PackingMeasures, packing_report, plan_epoch
 from hrm_text.data.storage import read_integers
-from hrm_text.data.tokenize import MANIFEST, Progress, store_folders
+from hrm_text.data.tokenize import MANIFEST, store_folders
 from hrm_text.files import read_json
 
 Integers = npt.NDArray[np.int64]

@@ -31,12 +31,11 @@ import numpy.typing as npt
 
 from hrm_text.contracts import UserError
 from hrm_text.data import shards as store_shards
-from hrm_text.data.engine import Engine
+from hrm_text.data.engine import Engine, Progress
 from hrm_text.data.masks import finished_manifest, refuse_other_content, write_masks
 from hrm_text.data.minhash import Bands, Groups, hash_records, join_equal
 from hrm_text.data.shards import Shard, StoreIndex, index_store, open_work_folder, read_rows, run_stage
 from hrm_text.data.storage import read_integers
-from hrm_text.data.tokenize import Progress
 from hrm_text.files import whole_file, whole_folder
 from hrm_text.settings import to_mapping
 

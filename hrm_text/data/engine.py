@@ -29,7 +29,7 @@ from hrm_text.files import read_json, write_json
 Kind = Literal["local", "slurm", "ray"]
 Shard = TypeVar("Shard")
 Progress = Callable[[int, int], None]
-"""Called with what is done and the total."""
+"""Called with what is done and the total, in the unit that the function names."""
 
 _POLL_SECONDS = 0.2
 _QUEUE_SECONDS = 20.0

@@ -9,7 +9,6 @@ can forge a tag, the end of the prefix or the end of the response.
 
 from __future__ import annotations
 
-import difflib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from hrm_text.contracts import CONDITIONS, Example, UserError
+from hrm_text.contracts import CONDITIONS, Example, UserError, did_you_mean
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -38,8 +37,7 @@ def parse_condition(condition: str) -> tuple[str, ...]:
     tags = tuple(tag.strip() for tag in condition.split(","))
     for tag in tags:
         if tag not in CONDITIONS:
-            close = difflib.get_close_matches(tag.lower(), CONDITIONS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(tag.lower(), CONDITIONS)
             found = f"unknown condition tag {tag!r}" if tag else "empty condition tag"
             raise UserError(
                 f"{found} in {condition!r}; {hint}Expected one or more of {', '.join(CONDITIONS)}, "

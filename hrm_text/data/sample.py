@@ -26,10 +26,11 @@ import numpy as np
 
 from hrm_text.contracts import UserError
 from hrm_text.data.decks import Deck, Limits, Stratum, StratumSummary, chunks, permutation, row_type, survey
+from hrm_text.data.engine import Progress
 from hrm_text.data.rules import Rule, rows_per_epoch, rule_for
 from hrm_text.data.storage import IntegerFile, Integers, IntegerWriter
 from hrm_text.data.token_files import TOKEN_FILES, describe_token_files
-from hrm_text.data.tokenize import MANIFEST, SPANS, Progress, store_folders
+from hrm_text.data.tokenize import MANIFEST, SPANS, refuse_unfinished, store_folders
 from hrm_text.files import read_json, whole_folder, write_json
 from hrm_text.settings import to_mapping
 
@@ -282,11 +283,7 @@ def _copy_tokens(strata: Sequence[Stratum], path: Path, vocab_size: int, advance
 
 def _read_manifest(store: Path) -> dict[str, Any]:
     """The tokenizer information of a finished store."""
-    if not (store / MANIFEST).is_file():
-        raise UserError(
-            f"{store}: not a finished token store, it has no {MANIFEST}; "
-            "write one with `hrm-text data tokenize`, or run that again if it was interrupted"
-        )
+    refuse_unfinished(store)
     info = read_json(store / MANIFEST)
     if not isinstance(info, dict) or not isinstance(info.get("vocab_size"), int):
         raise UserError(f"{store / MANIFEST}: expected an object with a whole number as vocab_size")

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hrm_text.contracts import UserError
-from hrm_text.data.engine import Engine
+from hrm_text.data.engine import Engine, Progress
 from hrm_text.data.masks import folder_identity
 from hrm_text.data.pack import EpochIndex
 from hrm_text.data.storage import read_integers
-from hrm_text.data.tokenize import MANIFEST, SPANS, Progress, store_folders
+from hrm_text.data.tokenize import MANIFEST, SPANS, refuse_unfinished, store_folders
 from hrm_text.files import read_json, write_json
 
 Task = TypeVar("Task")
@@ -88,11 +88,7 @@ def index_store(store: Path, shard_rows: int = SHARD_ROWS, shard_tokens: int = S
     Raises:
         UserError: no finished store, an empty or a damaged one, or folders of different tokenizers.
     """
-    if not (store / MANIFEST).is_file():
-        raise UserError(
-            f"{store}: not a finished token store, it has no {MANIFEST}; "
-            "write one with `hrm-text data tokenize`, or run that again if it was interrupted"
-        )
+    refuse_unfinished(store)
     info = read_json(store / MANIFEST)
     if not isinstance(info, dict):
         raise UserError(f"{store / MANIFEST}: expected an object; tokenise the store's sources again")

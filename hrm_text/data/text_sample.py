@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hrm_text.contracts import Example, UserError
+from hrm_text.data.engine import Progress
 from hrm_text.data.records import (
     FIELDS,
     MAX_RECORD_BYTES,
@@ -30,7 +31,6 @@ from hrm_text.data.records import (
     text_cells,
 )
 
-Progress = Callable[[int, int], None]
 OnBad = Callable[[BadRecord], None]
 
 SAMPLE_BYTES = 2 << 30

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hrm_text.contracts import UserError
-from hrm_text.data.engine import Engine, report
+from hrm_text.data.engine import Engine, Progress, report
 from hrm_text.data.prompt import EncodedExamples, PromptFormat
 from hrm_text.data.records import BadRecord, BadRecords, LocatedExample, RecordFile, find_record_files, locate_records
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_file, tokenizer_info
@@ -35,9 +35,6 @@ MANIFEST = "tokenizer_info.json"
 _CHUNK_RECORDS = 1024
 _CHUNK_CHARACTERS = 4 << 20
 """What is encoded at a time: encodings take about a hundred bytes for each byte of text."""
-
-Progress = Callable[[int, int], None]
-"""Called with what is done and the total, in the unit that the function names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +134,15 @@ def store_folders(store: Path) -> list[Path]:
         (path for path in folders if not (path.name.startswith(".") and path.suffix in leftovers)),
         key=lambda path: path.name,
     )
+
+
+def refuse_unfinished(store: Path) -> None:
+    """A folder whose manifest is not there is no store, or one that was being written when it was killed."""
+    if not (store / MANIFEST).is_file():
+        raise UserError(
+            f"{store}: not a finished token store, it has no {MANIFEST}; "
+            "write one with `hrm-text data tokenize`, or run that again if it was interrupted"
+        )
 
 
 def _refuse_other_sources(out: Path, files: Sequence[RecordFile]) -> None:

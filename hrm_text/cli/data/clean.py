@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.rule import Rule
@@ -16,7 +15,8 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from hrm_text.cli.terminal import notes, print_json, progress_bar, tell
-from hrm_text.contracts import UserError
+from hrm_text.contracts import UserError, did_you_mean
+from hrm_text.data.engine import Kind
 
 if TYPE_CHECKING:
     from hrm_text.data.clean import CleanReport
@@ -124,7 +124,7 @@ def clean(
     filters: tuple[str, ...] = (),
     sources: tuple[Path, ...] = (),
     workers: int = 1,
-    engine: Literal["local", "slurm", "ray"] = "local",
+    engine: Kind = "local",
     partition: str = "",
     scale: float = 1.0,
     seed: int = 0,
@@ -171,8 +171,7 @@ def clean(
 def _refuse_unknown(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(name, known)
             raise UserError(f"unknown source {name!r}: {hint}`hrm-text data sources` lists them all")
 
 
@@ -193,7 +192,7 @@ def _clean_datasets(
     filters: tuple[str, ...],
     sources: tuple[Path, ...],
     workers: int,
-    kind: Literal["local", "slurm", "ray"],
+    kind: Kind,
     partition: str,
     json: bool,
 ) -> None:

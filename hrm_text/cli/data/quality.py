@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from hrm_text.cli.terminal import print_json, progress_bar, tell
+from hrm_text.data.engine import Kind
 
 if TYPE_CHECKING:
     from hrm_text.data.contamination import ContaminationReport
@@ -22,7 +23,7 @@ def duplicates(
     bands: int = 14,
     rows: int = 8,
     workers: int = 1,
-    engine: Literal["local", "slurm", "ray"] = "local",
+    engine: Kind = "local",
     partition: str = "",
     json: bool = False,
 ) -> None:
@@ -92,7 +93,7 @@ def contamination(
     scores: Path | None = None,
     tokenizer: Path | None = None,
     workers: int = 1,
-    engine: Literal["local", "slurm", "ray"] = "local",
+    engine: Kind = "local",
     partition: str = "",
     json: bool = False,
 ) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
 from hrm_text.cli.terminal import progress_bar, tell, tell_of_bad_records
+from hrm_text.data.engine import Kind
 
 
 def tokenizer(
@@ -51,7 +51,7 @@ def tokenize(
     max_seq_len: int | None = None,
     strict: bool = False,
     workers: int = 1,
-    engine: Literal["local", "slurm", "ray"] = "local",
+    engine: Kind = "local",
     partition: str = "",
 ) -> None:
     """Turn records into token ids, one folder per file; finished folders are kept.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hrm_text.contracts import CONDITIONS, UserError
+from hrm_text.contracts import CONDITIONS, UserError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,6 @@ def find_task(name: str) -> Task:
         UserError: there is none; the message suggests a close one and lists all.
     """
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, TASKS)
         raise UserError(f"unknown task {name!r}: {hint}The tasks are {', '.join(sorted(TASKS))}")
     return TASKS[name]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hrm_text.contracts import Example, UserError
+from hrm_text.contracts import Example, UserError, did_you_mean
 
 
 class Keyed(NamedTuple):
@@ -91,8 +90,7 @@ def known_source(name: str) -> Source:
         UserError: there is none; the message suggests a close one and lists all.
     """
     if name not in SOURCES:
-        close = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, SOURCES)
         raise UserError(f"unknown source {name!r}: {hint}The sources are {', '.join(sorted(SOURCES))}")
     return SOURCES[name]
 

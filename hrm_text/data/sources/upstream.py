@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hrm_text.contracts import Example, UserError
+from hrm_text.contracts import Example, UserError, did_you_mean
 
 Row = Mapping[str, Any]
 
@@ -95,7 +94,6 @@ def find_dataset(name: str) -> Dataset:
         UserError: there is none; the message suggests a close one and lists all.
     """
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(name, DATASETS)
         raise UserError(f"unknown dataset {name!r}: {hint}The datasets are {', '.join(sorted(DATASETS))}")
     return DATASETS[name]

@@ -5,11 +5,10 @@ A task is named ``NAME`` or ``NAME:CONDITION``, or is a file of records; the nam
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hrm_text.contracts import UserError
+from hrm_text.contracts import UserError, did_you_mean
 from hrm_text.data import procedural as generators
 from hrm_text.data.records import ENDINGS
 from hrm_text.eval.runner import EvalTask
@@ -53,8 +52,7 @@ def _load_task(name: str, limit: int | None, seed: int) -> EvalTask:
         return records_task(Path(name), limit=limit)
     base, colon, condition = name.partition(":")
     if base not in generators.TASKS:
-        close = difflib.get_close_matches(base, task_names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(base, task_names())
         raise UserError(
             f"unknown task {name!r}: {hint}The tasks are {', '.join(task_names())}, "
             f"and any file of records ending in {' or '.join(ENDINGS)}"
