@@ -33,7 +33,10 @@ class DataConfig:
     tokens_per_batch: Count
     """Token budget of one micro-batch: what one forward pass takes."""
     micro_batches: Count = 1
-    """Micro-batches of one optimizer step; their gradients are added."""
+    """Micro-batches of one optimizer step over all ranks; their gradients are added. What is trained on, and in which
+    order, depends on these two numbers and on nothing else of how a run is computed."""
+    at_once: Count = 1
+    """Micro-batches of a rank that share one forward pass: fewer and larger passes, and more memory."""
     epochs: Count | None = None
     """Epochs to train on; null is all that were sampled."""
     supervise: Literal["response", "all"] = "response"
@@ -84,10 +87,27 @@ class ValidationConfig:
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    every_steps: Count = 1000
-    """Save after every so many steps, after the last, and when interrupted."""
+    every_steps: Count | None = 1000
+    """Save after every so many steps; null is never for that reason. The last step and an interruption always save."""
+    every_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Save as well when so much time has passed since the last save; null is never for that reason."""
     keep_last: Count = 3
-    """How many checkpoints stay."""
+    """How many of the newest checkpoints stay."""
+    keep_every: Count | None = None
+    """Checkpoints of steps that are multiples of this stay for good; null is none."""
+
+
+@settings
+class DistributedConfig:
+    """Many ranks: processes that torchrun started, one to a device. One process has no use for these."""
+
+    sharding: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """What each rank holds of fp32 weights, moments and averages. ddp: all of it. fsdp: a part, over all ranks. hsdp: a
+    part, over the ranks of a machine. auto: by size; the run prints the reason."""
+    shard_ranks: Count | None = None
+    """hsdp: ranks that share one copy; null is the ranks of a machine."""
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """A run that makes no step for so long ends with an error that names the ranks that hang."""
 
 
 @settings
@@ -140,6 +160,8 @@ class TrainConfig(ExecutionConfig):
     """Held-out records."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Saving."""
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    """Many ranks."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Recording."""
     max_steps: Count | None = None

@@ -137,9 +137,9 @@ class Trainer:
             return model.bp_steps
         return self.config.credit.at(step, self.total_steps, model.bp_steps)
 
-    def _due(self, every_steps: int) -> bool:
+    def _due(self, every_steps: int | None) -> bool:
         """Whether what happens every so many steps, and after the last, happens now."""
-        return self.step == self.total_steps or self.step % every_steps == 0
+        return self.step == self.total_steps or (every_steps is not None and self.step % every_steps == 0)
 
     def _report(self, arrived: Iterable[tuple[Launched, list[float]]]) -> None:
         """Tell the hooks of steps whose numbers have arrived, and count those that were skipped."""
