@@ -12,7 +12,10 @@ from hrm_text.model.config import PRESETS, RECURRENCE, preset
 from hrm_text.settings import from_mapping, read_yaml
 from hrm_text.train.config import TrainConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+SFT = FOLDER / "sft.yaml"
+CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if path != SFT)
+"""Those that name a size; tests/recipes/test_fine_tuning.py trains by the other one."""
 PARAMETERS = {"B": 0.30e9, "L": 0.69e9, "XL": 1.18e9}
 """By the paper's table of sizes, rounded to two digits after the point."""
 GLOBAL_BATCH = {"B": 172_032, "L": 172_032, "XL": 196_608}
@@ -81,3 +84,19 @@ def test_a_config_trains_once_it_is_small(path: Path, sampled: Path, tmp_path: P
     assert [record["step"] for record in records] == [1, 2]
     assert all(0 < record["loss"] < 20 for record in records)
     assert (tmp_path / "run" / "checkpoints" / "step_00000002" / "manifest.json").exists()
+
+
+def test_fine_tuning_is_by_the_preset() -> None:
+    """Spec, section 3: batch 32,768, 5 epochs, lr 3e-5 cosine to 0.1, no warm-up, EMA 0.999, K_max from the start."""
+    config = from_mapping(
+        TrainConfig, read_yaml(SFT) | {"model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2}}, ""
+    )
+    assert (config.data.tokens_per_batch * config.data.micro_batches, config.data.epochs) == (32_768, 5)
+    assert config.data.tokens_per_batch >= 4096
+    lr = config.optimizer.lr
+    assert (lr.peak, lr.warmup_steps, lr.decay, lr.floor) == (3e-5, 0, "cosine", 0.1)
+    assert (config.optimizer.weight_decay, config.optimizer.ema_decay) == (0.1, 0.999)
+    assert [config.credit.at(step, 100, 5) for step in (0, 99)] == [5, 5]
+    assert config.init is not None and config.data.records is not None and not config.lora.rank
+    assert "# Cost" in SFT.read_text()
+    assert config.run not in {read(path).run for path in CONFIGS}

@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import arg
 
 from hrm_text.cli.bench_commands import COMMANDS as BENCH_COMMANDS
+from hrm_text.cli.budget_command import budget, budget_with_overrides
 from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
 from hrm_text.cli.terminal import escape, notes, print_json
 from hrm_text.cli.train_command import train, train_with_overrides
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data": data,
     "train": train,
+    "budget": budget,
     "export": export,
     "import": import_reference,
     "generate": generate,
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"] and len(arguments) > 2 and not arguments[1].startswith("-"):
             train_with_overrides(arguments[1:])
+        elif arguments[:1] == ["budget"] and len(arguments) > 2 and not arguments[1].startswith("-"):
+            budget_with_overrides(arguments[1:])
         else:
             group = arguments[0] if arguments and arguments[0] in GROUPS else ""
             commands, rest = GROUPS.get(group, COMMANDS), arguments[1 if group else 0 :]

@@ -27,11 +27,16 @@ def train(
     fp8: bool = False,
     dtype: str = "auto",
     device: str = "auto",
+    micro_batches: int = 1,
+    sharding: str = "auto",
+    shard_ranks: int | None = None,
     compare: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...")] = (),
     parts: bool = False,
     json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Time training steps on random weights and random samples: tokens/s, memory, MFU, time to the first step.
+
+    Of several GPUs: torchrun --nproc-per-node 2 -m hrm_text bench train ... --compare sharding=none
 
     Args:
         size: named size of the model
@@ -47,6 +52,9 @@ def train(
         fp8: matrix products of the blocks in FP8
         dtype: auto, float32 or bfloat16
         device: auto, cpu, cuda or mps
+        micro_batches: micro-batches that each rank takes in a step
+        sharding: with torchrun, what ranks share: auto, ddp, fsdp, hsdp; none: they exchange nothing
+        shard_ranks: hsdp, ranks that share one copy
         compare: settings in which a second configuration differs; the two take turns, step by step
         parts: profile one more step: milliseconds by part (CUDA)
         json: print one JSON object per configuration
@@ -66,6 +74,9 @@ def train(
         "fp8": fp8,
         "dtype": dtype,
         "device": device,
+        "micro_batches": micro_batches,
+        "sharding": sharding,
+        "shard_ranks": shard_ranks,
     }
     config = from_mapping(BenchConfig, values, "bench train")
     with notes().status("timing training steps"):
@@ -73,7 +84,7 @@ def train(
     if json:
         for timing in timings:
             print_json(dataclasses.asdict(timing))
-    else:
+    elif timings:  # of the ranks of torchrun, one
         Console().print(as_table(timings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,21 +27,24 @@ def train(config: Positional[Path]) -> None:
 
 def train_with_overrides(arguments: Sequence[str]) -> None:
     """The train command: its options are the settings of the YAML file it names."""
-    from hrm_text.settings import from_mapping, read_yaml, with_options
-    from hrm_text.train.config import TrainConfig
+    from hrm_text.settings import read_yaml, with_options
+    from hrm_text.train.starting import train_config
 
     path, options = Path(arguments[0]), list(arguments[1:])
     asks_for_help = not {"-h", "--help"}.isdisjoint(options)
     options = [option for option in options if option not in ("-h", "--help")]
     where = " ".join([str(path), *options])
     # Merged before they are read: a setting may depend on another, as the recurrence does on the architecture.
-    settings = from_mapping(TrainConfig, with_options(read_yaml(path), options, where), where)
+    values = with_options(read_yaml(path), options, where)
     if asks_for_help:
-        show_settings(TrainConfig, settings, f"hrm-text train {path}")
+        show_settings(values, where, f"hrm-text train {path}")
+    settings = train_config(values, where)
 
     from hrm_text.recipes.train import train as run
 
     summary = run(settings, notes())
+    if os.environ.get("RANK", "0") != "0":
+        return  # one rank tells
     if summary.outcome == "finished":
         tell(f"wrote {summary.checkpoint}. Next:")
         tell(f"  hrm-text export {settings.run} WEIGHTS_DIR")
@@ -48,7 +52,20 @@ def train_with_overrides(arguments: Sequence[str]) -> None:
         tell(f"to continue: hrm-text train {shlex.join(arguments)}")
 
 
-def show_settings(cls: type, settings: Any, prog: str) -> NoReturn:
+def show_settings(values: Any, where: str, prog: str) -> NoReturn:
     """Print every setting with what it is and its value here, and exit."""
-    tyro.cli(cls, default=settings, args=["--help"], prog=prog, use_underscores=True, config=(FlagConversionOff,))
+    from hrm_text.contracts import UserError
+    from hrm_text.model.config import preset
+    from hrm_text.settings import from_mapping, to_mapping
+    from hrm_text.train.config import TrainConfig
+    from hrm_text.train.starting import train_config
+
+    try:
+        settings = train_config(values, where)
+    except UserError:
+        # The weights that say what the model is need not be there to read about the settings.
+        settings = from_mapping(TrainConfig, {"model": to_mapping(preset("XL"))} | values, where)
+    tyro.cli(
+        TrainConfig, default=settings, args=["--help"], prog=prog, use_underscores=True, config=(FlagConversionOff,)
+    )
     raise AssertionError("--help exits")

@@ -18,16 +18,16 @@ from hrm_text.data.tokenizer import (
     EOA,
     PADDING,
     load_tokenizer,
+    run_tokenizer,
     tokenizer_file,
     tokenizer_info,
     transformers_config,
 )
-from hrm_text.files import read_json, whole_folder, write_json
-from hrm_text.model.checkpoint_files import latest_good, read_manifest, step_folders, verified_manifest
+from hrm_text.files import whole_folder, write_json
+from hrm_text.model.checkpoint_files import find_checkpoint, load_state
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.tensorfile import load_tensors
-from hrm_text.model.weights import check_shapes, empty, parse_dtype, write_weights
-from hrm_text.settings import from_mapping, read_yaml
+from hrm_text.model.origin import model_tensors
+from hrm_text.model.weights import parse_dtype, write_weights
 
 FOLDER_FILES = {
     "README.md",
@@ -74,14 +74,12 @@ def export(
             the run's; ``out`` may not be replaced.
     """
     folder = find_checkpoint(checkpoint, warn)
-    manifest = read_manifest(folder)
-    state, settings = read_json(folder / "state.json"), read_yaml(folder / "config.yaml")
-    config = from_mapping(ModelConfig, settings.get("model"), f"{folder / 'config.yaml'}: model")
+    saved = load_state(folder)
+    state, settings = saved.state, saved.config
     element = parse_dtype(dtype or settings.get("dtype", "float32"))
-    tensors = checkpoint_tensors(folder, raw=raw)
-    expected = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
-    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, folder)
-    tokenizer = run_tokenizer(state["tokenizer_info"], tokenizer, config)
+    config, tensors = model_tensors(folder, raw=raw)
+    tokenizer = run_tokenizer(state["tokenizer_info"], tokenizer)
+    check_vocabulary(tokenizer_info(tokenizer)["vocab_size"], config, tokenizer)
     decay = settings.get("optimizer", {}).get("ema_decay")
     step, total = state["step"], state["total_steps"]
     card = Card(
@@ -89,65 +87,24 @@ def export(
         config=config,
         dtype=str(element).removeprefix("torch."),
         weights="raw weights of the last step" if raw else f"moving average of the weights, decay {decay}",
-        origin=f"Trained from scratch by hrm-text for {step:,} of {total:,} steps.",
+        origin=f"{begun_from(state, settings)} by hrm-text for {step:,} of {total:,} steps.",
         license=license,
         about_data=about_data,
         data=data_rows(state, settings),
-        training=training_rows(state, settings, manifest["versions"]),
+        training=training_rows(state, settings, saved.versions),
         scores=scores,
         scored_on=scored_on,
     )
     return write_folder(out, config, tensors, element, tokenizer, card)
 
 
-def find_checkpoint(path: Path, warn: Callable[[str], Any]) -> Path:
-    """The checkpoint that a path means: itself, or the newest good one of a run or of a folder of checkpoints.
-
-    Every file of it has been compared with its checksum.
-    """
-    if (path / "manifest.json").is_file():
-        verified_manifest(path)
-        return path
-    for root in (path / "checkpoints", path):
-        if step_folders(root):
-            found = latest_good(root, warn)
-            assert found is not None
-            return found
-    what = "is not there" if not path.exists() else "holds no checkpoint"
-    raise UserError(
-        f"{path}: {what}; expected the folder of a training run, or one of its checkpoints "
-        "(RUN/checkpoints/step_00001200)"
-    )
-
-
-def checkpoint_tensors(folder: Path, *, raw: bool) -> dict[str, Tensor]:
-    """The averaged or raw weights of a checkpoint in the best precision there is, with the frozen initial state."""
-    tensors = load_tensors(folder / "weights.safetensors")
-    group = "master/" if raw else "ema/"
-    better = load_tensors(folder / "optimizer.safetensors", prefix=group)
-    if not raw and not better:
-        raise UserError(f"{folder}: holds no averaged weights; --raw exports the weights of the last step")
-    return tensors | {name.removeprefix(group): tensor for name, tensor in better.items()}
-
-
-def run_tokenizer(info: Mapping[str, Any], given: Path | None, config: ModelConfig) -> Path:
-    """The folder of the tokenizer a run was trained with, after checking that it is that one."""
-    folder = given or Path(info["tokenizer_path"])
-    if not tokenizer_file(folder).is_file():
-        raise UserError(f"{folder}: the run's tokenizer is not there; name its folder with --tokenizer")
-    found = tokenizer_info(folder)
-    differences = [
-        f"{key} is {found[key]!r}, in the run {info[key]!r}"
-        for key in ("vocab_size", "boq", "eoq", "eoa")
-        if found[key] != info[key]
-    ]
-    for tag, token in info["condition_mapping"].items():
-        if found["condition_mapping"].get(tag) != token:
-            differences.append(f"tag {tag!r} is {found['condition_mapping'].get(tag)!r}, in the run {token!r}")
-    if differences:
-        raise UserError(f"{folder}: not the tokenizer that the run was trained with: {'; '.join(differences)}")
-    check_vocabulary(found["vocab_size"], config, folder)
-    return folder
+def begun_from(state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """How a run began, for the card: names stay, paths of the machine do not."""
+    if not state.get("base"):
+        return "Trained from scratch"
+    rank = (settings.get("lora") or {}).get("rank")
+    how = f"Adapters of rank {rank} trained and merged upon" if rank else "Fine-tuned from"
+    return f"{how} the weights {Path(state['base']['path']).name} (SHA-256 {state['base']['sha256'][:12]}...)"
 
 
 def check_vocabulary(vocab_size: int, config: ModelConfig, tokenizer: Path) -> None:

@@ -59,7 +59,7 @@ class LoaderStep:
     """One global batch, as one rank sees it."""
 
     batches: list[PackedBatch]
-    """The micro-batches of this rank, the same number on every rank."""
+    """What this rank computes, one forward pass each; the same number on every rank."""
     supervised: int
     """Supervised positions of the global batch, over all ranks: what the loss is divided by."""
     samples: int
@@ -73,9 +73,12 @@ class Loader:
 
     A global batch is ``bins`` micro-batches of at most ``tokens_per_batch`` tokens, balanced by tokens and by the work
     of attention (``packing_plan``, which moves samples by a few steps for it); rank r gets the micro-batches r,
-    r + num_ranks, r + 2 * num_ranks, ... The last step of an epoch holds what is left: turns in which no rank has a
-    sample are left out, and a rank that alone has none gets a batch without samples, so that the ranks stay in step.
-    One rank alone never sees an empty batch.
+    r + num_ranks, r + 2 * num_ranks, ..., and lays ``at_once`` of them end to end for one forward pass. Which samples a
+    step holds depends on ``tokens_per_batch`` and ``bins`` alone, never on the ranks or the passes.
+
+    Where ``bins`` is no multiple of the ranks, and in the last step of an epoch, which holds what is left, some ranks
+    have fewer micro-batches than others: their last pass holds fewer, or no sample at all, so that the ranks stay in
+    step. Passes in which no rank has a sample are left out: one rank alone never sees an empty batch.
 
     Iterating yields (step, state after it). Every iteration begins at ``state``.
 
@@ -83,13 +86,15 @@ class Loader:
         sampled: a sampled folder, as a path or a URL: ``tokens.npy`` or ``token_files.json``, ``metadata.json``,
             ``epoch_<n>/``.
         tokens_per_batch: token budget of a micro-batch.
-        bins: micro-batches of a global batch over all ranks, a multiple of ``num_ranks``.
+        bins: micro-batches of a global batch over all ranks, at least one for each; a multiple of ``num_ranks`` leaves
+            no rank idle.
+        at_once: micro-batches of this rank that make one batch; no more are taken than a rank has in a step.
         rank: of this process, from 0.
         num_ranks: processes that share each global batch.
         epochs: how many of the epochs to train on; None is all there are.
         mask: "prefix" lets a prefix attend to itself in both directions, "causal" makes every prefix length 0.
         supervise: "response" labels the tokens of the response alone, "all" every token after the first.
-        pad: whether every micro-batch is padded to ``tokens_per_batch``, for a compiled model that wants one shape.
+        pad: whether every batch is padded to ``tokens_per_pass``, for a compiled model that wants one shape.
         workers: threads that assemble batches ahead; the batches do not depend on it.
         state: where to begin.
         plans: folder to keep the plans of large epochs in; by default ``packing`` in a sampled folder on this machine.
@@ -105,6 +110,7 @@ class Loader:
         *,
         tokens_per_batch: int,
         bins: int = 1,
+        at_once: int = 1,
         rank: int = 0,
         num_ranks: int = 1,
         epochs: int | None = None,
@@ -118,20 +124,26 @@ class Loader:
         for name, value, least in (
             ("tokens_per_batch", tokens_per_batch, 1),
             ("bins", bins, 1),
+            ("at_once", at_once, 1),
             ("num_ranks", num_ranks, 1),
             ("workers", workers, 0),
         ):
             if value < least:
                 raise UserError(f"{name}: expected at least {least}, found {value}")
-        if bins % num_ranks:
-            raise UserError(f"bins: {bins} micro-batches cannot be shared evenly by {num_ranks} ranks; take a multiple")
+        if bins < num_ranks:
+            raise UserError(
+                f"bins: a step of {bins} micro-batches leaves some of {num_ranks} ranks without any; "
+                f"raise data.micro_batches to a multiple of {num_ranks}, or take fewer ranks"
+            )
         if not 0 <= rank < num_ranks:
             raise UserError(f"rank: expected 0 to {num_ranks - 1}, found {rank}")
         _check_choice("mask", mask, get_args(Mask))
         _check_choice("supervise", supervise, get_args(Supervise))
 
         self.sampled = sampled = location(sampled)
-        self.tokens_per_batch = tokens_per_batch
+        self.at_once = min(at_once, -(-bins // num_ranks))
+        self.tokens_per_pass = self.at_once * tokens_per_batch
+        """Most tokens of a batch that is yielded, and the size of all of them where they are padded."""
         self.rank, self.num_ranks = rank, num_ranks
         self.mask, self.supervise, self.pad, self.workers = mask, supervise, pad, workers
 
@@ -197,11 +209,16 @@ class Loader:
         index, packing = self._indices[epoch], self._packings[epoch]
         rows = packing[step]
         last_filled = max(b for b, samples in enumerate(rows) if len(samples))
-        turns = range(self.rank, last_filled - last_filled % self.num_ranks + self.num_ranks, self.num_ranks)
+        bins_at_once = self.at_once * self.num_ranks  # of one pass of all ranks; the last may find fewer
+        passes = [
+            rows[first + self.rank : first + bins_at_once : self.num_ranks]
+            for first in range(0, last_filled + 1, bins_at_once)
+        ]
+        nothing = np.empty(0, np.int64)
         of_step = index[packing.samples(step)]
         labelled = of_step.resp_len if self.supervise == "response" else of_step.inst_len + of_step.resp_len - 1
         return LoaderStep(
-            batches=[self._assemble(index[rows[b]]) for b in turns],
+            batches=[self._assemble(index[np.concatenate([nothing, *of_pass])]) for of_pass in passes],
             supervised=int(labelled.sum()),
             samples=len(of_step),
             tokens=int(of_step.sample_lengths.sum()),
@@ -212,7 +229,7 @@ class Loader:
         lengths = samples.sample_lengths
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         filled = int(starts[-1])
-        size = self.tokens_per_batch if self.pad else filled
+        size = self.tokens_per_pass if self.pad else filled
         input_ids = np.full(size, PAD_ID, np.int64)
         labels = np.full(size, IGNORE_INDEX, np.int64)
         positions = np.zeros(size, np.int64)

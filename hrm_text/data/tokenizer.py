@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -204,3 +204,30 @@ def tokenizer_info(path: Path, tokenizer: Tokenizer | None = None) -> dict[str, 
         "condition_mapping": dict(CONDITION_TOKENS),
         "vocab_size": max(vocabulary.values()) + 1,
     }
+
+
+def run_tokenizer(info: Mapping[str, Any], given: Path | None = None) -> Path:
+    """The folder of the tokenizer a run was trained with: where it was then, or the one that is ``given``.
+
+    ``info`` is what the run kept of its ``tokenizer_info``.
+
+    Raises:
+        UserError: it is not there, or not that tokenizer.
+    """
+    folder = given or Path(info["tokenizer_path"])
+    if not tokenizer_file(folder).is_file():
+        raise UserError(
+            f"{folder}: the run's tokenizer is not there; name its folder with --tokenizer (tokenizer= in Python)"
+        )
+    found = tokenizer_info(folder)
+    differences = [
+        f"{key} is {found[key]!r}, in the run {info[key]!r}"
+        for key in ("vocab_size", "boq", "eoq", "eoa")
+        if found[key] != info[key]
+    ]
+    for tag, token in info["condition_mapping"].items():
+        if found["condition_mapping"].get(tag) != token:
+            differences.append(f"tag {tag!r} is {found['condition_mapping'].get(tag)!r}, in the run {token!r}")
+    if differences:
+        raise UserError(f"{folder}: not the tokenizer that the run was trained with: {'; '.join(differences)}")
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from torch import Tensor
 
 from hrm_text.contracts import UserError
 from hrm_text.data.prompt import PromptFormat
-from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info
+from hrm_text.data.tokenizer import load_tokenizer, run_tokenizer, tokenizer_info
 from hrm_text.infer.cache import KeyValueCache
 from hrm_text.infer.sampling import Sampler, Sampling
 from hrm_text.model.attention import Spans
+from hrm_text.model.checkpoint_files import find_checkpoint, load_state, step_folders
 from hrm_text.model.config import ModelConfig
+from hrm_text.model.origin import model_tensors
 from hrm_text.model.recurrence import RecurrentLM
-from hrm_text.model.weights import parse_dtype, read_model
+from hrm_text.model.weights import empty, parse_dtype, read_model
 
 
 class TextModel:
@@ -135,8 +138,33 @@ class TextModel:
                 hidden_BD = self.module(torch.tensor(chosen, device=device), positions_B, cache.decode())
 
 
-def load(folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> TextModel:
-    """The model in a weights folder, ours or one that Transformers wrote, with its tokenizer."""
-    folder = Path(folder)
-    module = read_model(folder, device=device, dtype=parse_dtype(dtype))
-    return TextModel(module, PromptFormat(load_tokenizer(folder), tokenizer_info(folder)))
+def load(
+    folder: str | Path, *, device: str = "cpu", dtype: str = "float32", tokenizer: str | Path | None = None
+) -> TextModel:
+    """The model in a folder, with its tokenizer.
+
+    Args:
+        folder: of weights, ours or written by Transformers; or of a training run, or one of its checkpoints: then the
+            averaged weights of the newest good one, however many ranks wrote it.
+        device: to compute on.
+        dtype: to compute in.
+        tokenizer: its folder, in case it is not where the run had it, nor with the weights.
+    """
+    folder, element = Path(folder), parse_dtype(dtype)
+    given = None if tokenizer is None else Path(tokenizer)
+    if is_checkpoint(folder):
+        checkpoint = find_checkpoint(folder, warnings.warn)
+        config, tensors = model_tensors(checkpoint)
+        module = empty(config)
+        module.load_state_dict({name: tensor.to(device, element) for name, tensor in tensors.items()}, assign=True)
+        module.requires_grad_(False)
+        given = run_tokenizer(load_state(checkpoint).state["tokenizer_info"], given)
+    else:
+        module = read_model(folder, device=device, dtype=element)
+    place = given or folder
+    return TextModel(module, PromptFormat(load_tokenizer(place), tokenizer_info(place)))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is of a training run, or of checkpoints, or one of these."""
+    return (folder / "manifest.json").is_file() or any(step_folders(root) for root in (folder / "checkpoints", folder))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,8 +91,14 @@ class Stack(nn.Module):
         super().__init__()
         self.magic, self.eps = config.norm == "magic", config.norm_eps
         self.layers = nn.ModuleList(Block(config) for _ in range(num_layers))
+        self.with_hooks = True
+        """Whether a call of the stack is a call of its layers as modules, with the hooks that others put on them."""
 
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention, first_slot: int) -> Tensor:
-        for index, layer in enumerate(self.layers):
-            x_TD = layer(x_TD, rotary, attention, first_slot + index)
+        for index, call in enumerate(self.calls()):
+            x_TD = call(x_TD, rotary, attention, first_slot + index)
         return rms_norm(x_TD, self.eps) if self.magic else x_TD
+
+    def calls(self) -> list[Callable[..., Tensor]]:
+        """What to call for each layer."""
+        return [layer if self.with_hooks else layer.forward for layer in self.layers]

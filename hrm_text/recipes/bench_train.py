@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from hrm_text.recipes.step_profile import StepProfile, profile_step
 from hrm_text.recipes.stopwatch import Stopwatch
 from hrm_text.recipes.synthetic import synthetic_spans
 from hrm_text.settings import from_mapping, settings, to_mapping
-from hrm_text.train.config import Count, ExecutionConfig, OptimizerConfig
+from hrm_text.train.config import Count, DistributedConfig, ExecutionConfig, OptimizerConfig
 from hrm_text.train.execution import chosen, device_name
-from hrm_text.train.metrics import device_memory_bytes, peak_flops
+from hrm_text.train.metrics import device_memory_bytes, device_memory_total, peak_flops
 from hrm_text.train.schedule import LearningRate
+from hrm_text.train.sharding import Sharding, chosen_sharding
 from hrm_text.train.step import TrainingStep
+from hrm_text.train.world import World, joined
 
 NUM_BATCHES = 4
 """Different batches that take turns: a kernel that is compiled anew for each, or waits for it, must show."""
@@ -52,6 +54,12 @@ class BenchConfig(ExecutionConfig):
     """Module calls that carry gradient; null is the architecture's own number."""
     distribution: str = "anchor"
     """Lengths of the samples: a name of synthetic.DISTRIBUTIONS."""
+    micro_batches: Count = 1
+    """Micro-batches of ``tokens`` that each rank takes in a step."""
+    sharding: Literal["auto", "ddp", "fsdp", "hsdp", "none"] = "auto"
+    """What ranks share, where there are several. none: they train side by side and exchange nothing."""
+    shard_ranks: Count | None = None
+    """hsdp: ranks that share one copy."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class Timing:
     """Tokens that belong to samples over the time of a step, the median."""
     budget_per_second: float
     """The token budget over the median time of a step: what a system that pads its batches would count."""
+    ranks: int
+    """Rates are of one rank; all of them together are so many times as fast."""
+    sharding: str | None
+    """What the ranks share; None: there is one, or they exchange nothing."""
     product_flops: float | None
     """FLOP/s of a bf16 matrix product of size 8,192 right after the timed steps, on a GPU as hot as they left it."""
     mfu: float | None
@@ -87,6 +99,8 @@ class Timing:
     """Of one layer's attention forward, visible pairs alone; mean over the batches."""
     ms_by_part: dict[str, float] | None = None
     """Of one profiled step, which takes a little longer."""
+    hidden_communication_ms: float | None = None
+    """Of exchanges between ranks while other kernels ran; in the profiled step."""
     largest_others: list[str] | None = None
     """The kernels that took the most of the part "other"."""
 
@@ -98,6 +112,7 @@ def bench_train(
 
     ``compare``: KEY=VALUE, settings in which a second configuration differs; the two then take turns, step by step.
     ``parts``: profile one more step of each (CUDA).
+    Under torchrun all ranks take part, each on batches of its own; rank 0 gets the result, the others an empty list.
     Raises UserError for settings that cannot be had, and where the memory does not suffice.
     """
     for name, number in (("steps", steps), ("warmup", warmup)):
@@ -109,11 +124,21 @@ def bench_train(
         plan(model_of(one), one.k)  # raises where K is out of range, before anything is built
     if parts and any(one.device != "cuda" for one in configs):
         raise UserError("parts: kernels are profiled on CUDA alone; leave --parts out")
-    with memory_may_not_suffice(configs):
-        contenders = [Contender(one, warmup) for one in configs]
-        times = timed_in_turns(contenders, steps)
+    device = configs[0].device
+    assert device != "auto"
+    with joined(device, timeout_seconds=300) as world, memory_may_not_suffice(configs):
+        contenders = [Contender(one, warmup, world) for one in configs]
+        own_times = timed_in_turns(contenders, steps)
+        # Of each step, the slowest rank's: where nothing is exchanged, the ranks differ.
+        of_ranks = world.gathered(own_times)
+        times = [
+            [max(ms) for ms in zip(*(times[index] for times in of_ranks), strict=True)]
+            for index in range(len(contenders))
+        ]
         rate = product_flops(contenders[0].training.device)
         profiles = [profile_step(contender.step) if parts else None for contender in contenders]
+        if not world.is_main:
+            return []
     return [c.timing(ms, rate, found) for c, ms, found in zip(contenders, times, profiles, strict=True)]
 
 
@@ -136,17 +161,23 @@ def model_of(config: BenchConfig) -> ModelConfig:
 class Contender:
     """One configuration, its weights and its batches, warmed up; knows how much memory it takes alone."""
 
-    def __init__(self, config: BenchConfig, warmup: int) -> None:
-        self.config, self.model = config, model_of(config)
+    def __init__(self, config: BenchConfig, warmup: int, world: World) -> None:
+        self.config, self.model, self.world = config, model_of(config), world
         self.k = config.k or self.model.bp_steps
         on_cuda = config.device == "cuda"
         held_by_others = torch.cuda.memory_allocated() if on_cuda else 0
         started = time.perf_counter()
         optimizer = OptimizerConfig(lr=LearningRate(peak=1e-4))
-        self.training = TrainingStep(self.model, optimizer, config)
+        self.sharding = sharding_of(config, self.model, world)
+        self.training = TrainingStep(self.model, optimizer, config, sharding=self.sharding)
         self.seconds_to_build = time.perf_counter() - started
-        seeds = typical_seeds(config)
-        self.batches = [synthetic_batch(config, self.model.vocab_size, seed) for seed in seeds]
+        # As the packing of a real run does, every rank gets about the same work.
+        seeds = typical_seeds(config, NUM_BATCHES * config.micro_batches * world.size)[world.rank :: world.size]
+        micro_batches = [synthetic_batch(config, self.model.vocab_size, seed) for seed in seeds]
+        self.batches = [
+            together(micro_batches[start : start + config.micro_batches], 1 if self.sharding is None else world.size)
+            for start in range(0, len(micro_batches), config.micro_batches)
+        ]
         pairs = statistics.mean(visible_pairs(spans_of(config, seed)) for seed in seeds)
         self.attention_flops = 4 * self.model.head_dim * self.model.num_heads * pairs
         self.turns: Iterator[LoaderStep] = itertools.cycle(self.batches)
@@ -172,13 +203,16 @@ class Contender:
         count, median = len(self.batches), statistics.median(step_ms)
         tokens = sum(batch.tokens for batch in self.batches) / count
         supervised = sum(batch.supervised for batch in self.batches) / count
+        supervised /= 1 if self.sharding is None else self.world.size
         peak = peak_flops(self.training.device, self.training.dtype)
         flops = training_flops(self.model, self.k, round(tokens), round(supervised))
         return Timing(
             settings=to_mapping(self.config) | {"k": self.k},
             device=device_name(self.config.device),
             tokens_per_second=tokens / median * 1e3,
-            budget_per_second=self.config.tokens / median * 1e3,
+            budget_per_second=self.config.tokens * self.config.micro_batches / median * 1e3,
+            ranks=self.world.size,
+            sharding=None if self.sharding is None else str(self.sharding),
             product_flops=rate,
             mfu=flops / (median / 1e3) / peak if peak is not None else None,
             step_ms=median,
@@ -192,6 +226,7 @@ class Contender:
             tokens_per_step=tokens,
             attention_flops_per_step=self.attention_flops,
             ms_by_part=profile.ms_by_part if profile else None,
+            hidden_communication_ms=profile.hidden_communication_ms if profile else None,
             largest_others=profile.largest_others if profile else None,
         )
 
@@ -211,11 +246,32 @@ def spans_of(config: BenchConfig, seed: int) -> Spans:
     return synthetic_spans(config.distribution, config.tokens, seed)
 
 
-def typical_seeds(config: BenchConfig) -> list[int]:
-    """Of NUM_SEEDS seeds, the NUM_BATCHES whose visible pairs are nearest to the median."""
-    pairs = [visible_pairs(spans_of(config, seed)) for seed in range(NUM_SEEDS)]
+def typical_seeds(config: BenchConfig, count: int = NUM_BATCHES) -> list[int]:
+    """Of NUM_SEEDS seeds (4 for each that is wanted if that is more), those whose visible pairs are nearest to the
+    median.
+    """
+    drawn = max(NUM_SEEDS, 4 * count)
+    pairs = [visible_pairs(spans_of(config, seed)) for seed in range(drawn)]
     median = statistics.median(pairs)
-    return sorted(range(NUM_SEEDS), key=lambda seed: abs(pairs[seed] - median))[:NUM_BATCHES]
+    return sorted(range(drawn), key=lambda seed: abs(pairs[seed] - median))[:count]
+
+
+def sharding_of(config: BenchConfig, model: ModelConfig, world: World) -> Sharding | None:
+    """What the ranks share; None where they exchange nothing."""
+    if world.size == 1 or config.sharding == "none":
+        return None
+    asked = DistributedConfig(sharding=config.sharding, shard_ranks=config.shard_ranks)
+    return chosen_sharding(asked, model, world, device_memory_total(torch.device(config.device)))
+
+
+def together(micro_batches: Sequence[LoaderStep], ranks: int) -> LoaderStep:
+    """One step of several micro-batches; all ranks are taken to have as many tokens."""
+    return LoaderStep(
+        batches=[batch for step in micro_batches for batch in step.batches],
+        supervised=ranks * sum(step.supervised for step in micro_batches),
+        samples=ranks * sum(step.samples for step in micro_batches),
+        tokens=sum(step.tokens for step in micro_batches),
+    )
 
 
 def product_flops(device: torch.device, size: int = 8192, repeats: int = 10) -> float | None:
@@ -271,6 +327,7 @@ def as_table(timings: Sequence[Timing]) -> Table:
     rows: list[tuple[str, str, list[float | None]]] = [
         ("tokens/s", "{:,.0f}", [t.tokens_per_second for t in timings]),
         ("tokens/s, padding counted", "{:,.0f}", [t.budget_per_second for t in timings]),
+        ("  of all ranks", "{:,.0f}", [t.budget_per_second * t.ranks for t in timings]),
         ("MFU", "{:.1%}", [t.mfu for t in timings]),
         ("TFLOP/s of a bf16 product", "{:,.0f}", [t.product_flops and t.product_flops / 1e12 for t in timings]),
         ("ms per step, median", "{:,.1f}", [t.step_ms for t in timings]),
@@ -284,6 +341,9 @@ def as_table(timings: Sequence[Timing]) -> Table:
     parts = [t.ms_by_part for t in timings if t.ms_by_part is not None]
     for part in parts[0] if parts else []:
         rows.append((f"ms, {part}", "{:,.1f}", [ms[part] for ms in parts]))
+    if any(timing.hidden_communication_ms for timing in timings):
+        hidden = [timing.hidden_communication_ms for timing in timings]
+        rows.append(("ms, communication, hidden (beside the others)", "{:,.1f}", hidden))
     for name, form, values in rows:
         shown = ["-" if value is None else form.format(value) for value in values]
         if len(values) == 2:
@@ -299,6 +359,8 @@ def as_table(timings: Sequence[Timing]) -> Table:
 def _title(timing: Timing, timings: Sequence[Timing]) -> str:
     """The settings in which configurations differ; of one alone, those that matter most."""
     shown = ["size", "tokens", "k", "dtype", "blocks", "attention", "recompute"]
+    if timings[0].ranks > 1:
+        shown += ["sharding"]
     if len(timings) > 1:
         differing = [key for key in timing.settings if len({str(t.settings[key]) for t in timings}) > 1]
         shown = differing or shown

@@ -25,7 +25,12 @@ PARTS = {
 """Part -> what the names of its kernels hold; the first that fits counts. Whatever runs within the ranges that the step
 marks belongs to these: the head and the loss, the optimizer."""
 
-OTHER, IDLE = "other", "idle"
+OTHER, IDLE, COMMUNICATION = "other", "idle", "communication, exposed"
+COMMUNICATION_KERNELS = r"nccl"
+"""In the names of kernels that exchange something with other ranks. They run beside the others; what they take while
+nothing else runs is exposed: the step waits for it."""
+RANGES_OF_FSDP = "FSDP::"
+"""How the ranges begin that FSDP marks, which are no kernels."""
 
 NAME_LENGTH = 60
 """Letters shown of a kernel's name: those of C++ templates go on for hundreds."""
@@ -45,7 +50,9 @@ class StepProfile:
     """The milliseconds of one step."""
 
     ms_by_part: dict[str, float]
-    """Every part of PARTS, the rest ("other"), and the time in which nothing ran ("idle")."""
+    """Every part of PARTS, the rest ("other"), exposed communication, and the time in which nothing ran ("idle")."""
+    hidden_communication_ms: float
+    """Of exchanges with other ranks while other kernels ran."""
     largest_others: list[str]
     """The kernels that took the most of "other", three at most, by the first letters of their names."""
 
@@ -68,25 +75,43 @@ def sorted_by_part(events: Iterable[Kernel]) -> StepProfile:
     ranges: dict[str, list[Kernel]] = {STEP: [], HEAD_AND_LOSS: [], OPTIMIZER: []}
     kernels: list[Kernel] = []
     for event in events:
-        ranges.get(event.name, kernels).append(event)
+        if not event.name.startswith(RANGES_OF_FSDP):
+            ranges.get(event.name, kernels).append(event)
     if ranges[STEP]:
-        kernels = [kernel for kernel in kernels if _within(kernel, ranges[STEP])]
+        # To the end of the profile: with kernels on several streams, the range of the step may end early.
+        begin = min(step.start for step in ranges[STEP])
+        kernels = [kernel for kernel in kernels if kernel.start >= begin]
     kernels.sort(key=lambda kernel: kernel.start)
-    ms_by_part = dict.fromkeys([*PARTS, OTHER, IDLE], 0.0)
+    exchanges = [kernel for kernel in kernels if re.search(COMMUNICATION_KERNELS, kernel.name, re.IGNORECASE)]
+    computing = [kernel for kernel in kernels if not re.search(COMMUNICATION_KERNELS, kernel.name, re.IGNORECASE)]
+    ms_by_part = dict.fromkeys([*PARTS, OTHER, COMMUNICATION, IDLE], 0.0)
     others: dict[str, float] = {}
-    busy_until = kernels[0].start if kernels else 0.0
-    for kernel in kernels:
+    busy_until = 0.0
+    for kernel in computing:
         marked = next((part for part in (HEAD_AND_LOSS, OPTIMIZER) if _within(kernel, ranges[part])), None)
         part = marked or part_of(kernel.name)
         # Kernels of two streams may overlap: each counts from where the ones before it ended.
-        ms_by_part[IDLE] += max(0.0, kernel.start - busy_until) / 1e3
         ms = max(0.0, kernel.end - max(kernel.start, busy_until)) / 1e3
         busy_until = max(busy_until, kernel.end)
         ms_by_part[part] += ms
         if part == OTHER:
             others[kernel.name] = others.get(kernel.name, 0.0) + ms
+    busy, exchanging = _busy_ms(kernels), _busy_ms(exchanges)
+    ms_by_part[COMMUNICATION] = busy - _busy_ms(computing)
+    if kernels:
+        ms_by_part[IDLE] = (max(kernel.end for kernel in kernels) - kernels[0].start) / 1e3 - busy
     largest = sorted(others, key=lambda name: -others[name])[:3]
-    return StepProfile(ms_by_part, [f"{shortened(name)} ({others[name]:.2f} ms)" for name in largest])
+    shown = [f"{shortened(name)} ({others[name]:.2f} ms)" for name in largest]
+    return StepProfile(ms_by_part, exchanging - ms_by_part[COMMUNICATION], shown)
+
+
+def _busy_ms(kernels: Iterable[Kernel]) -> float:
+    """Milliseconds in which at least one of the kernels runs; they are sorted by their start."""
+    total, busy_until = 0.0, 0.0
+    for kernel in kernels:
+        total += max(0.0, kernel.end - max(kernel.start, busy_until))
+        busy_until = max(busy_until, kernel.end)
+    return total / 1e3
 
 
 def part_of(name: str) -> str:

@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from hrm_text.data.storage import Location, location
+from hrm_text.data.storage import location
 from hrm_text.model.config import ModelConfig
+from hrm_text.model.lora import LoraConfig
 from hrm_text.settings import settings, to_mapping
 from hrm_text.train.schedule import CreditAssignment, LearningRate
 
 Count = Annotated[int, Field(ge=1)]
 
 
-def _located(place: Location | None) -> Location | None:
-    return None if place is None else location(place)
-
-
-Place = Annotated[Path | str, AfterValidator(_located)]
+Place = Annotated[Path | str, AfterValidator(location)]
 """A path, or the URL of a store that fsspec knows."""
+Paths = Annotated[tuple[Path, ...], BeforeValidator(lambda given: [given] if isinstance(given, (str, Path)) else given)]
+"""One path or several."""
 AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
 
 
@@ -28,8 +27,13 @@ AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash"
 class DataConfig:
     """Where the batches come from and how large they are."""
 
-    sampled: Place
+    sampled: Place | None = None
     """Sampled folder (hrm-text data sample): its epochs are the run."""
+    records: Paths | None = None
+    """In its place, records: JSONL or Parquet files, or folders of them. They are tokenised and sampled into RUN/data
+    first."""
+    tokenizer: Path | None = None
+    """Tokenizer folder for the records; null is that of init."""
     tokens_per_batch: Count
     """Token budget of one micro-batch: what one forward pass takes."""
     micro_batches: Count = 1
@@ -38,11 +42,18 @@ class DataConfig:
     at_once: Count = 1
     """Micro-batches of a rank that share one forward pass: fewer and larger passes, and more memory."""
     epochs: Count | None = None
-    """Epochs to train on; null is all that were sampled."""
+    """Epochs to train on; null is all that were sampled, or one of records."""
     supervise: Literal["response", "all"] = "response"
     """response: loss on the response alone. all: on every token."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads that assemble batches ahead."""
+
+    def __post_init__(self) -> None:
+        if (self.sampled is None) == (self.records is None):
+            found = "neither" if self.sampled is None else "both; put null in the place of one"
+            raise ValueError(f"expected sampled (a sampled folder) or records (JSONL or Parquet), found {found}")
+        if self.tokenizer is not None and self.records is None:
+            raise ValueError("tokenizer is for records; a sampled folder has its own")
 
 
 @settings
@@ -77,8 +88,10 @@ class OptimizerConfig:
 class ValidationConfig:
     """Loss and accuracy on records that were not trained on."""
 
-    sampled: Annotated[Path | str | None, AfterValidator(_located)] = None
+    sampled: Place | None = None
     """Sampled folder of held-out records; null is no validation."""
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """With data.records: the share of them that is held out and validated on, chosen by their content alone."""
     every_steps: Count = 500
     """Validate after every so many steps, and after the last."""
 
@@ -147,9 +160,15 @@ class TrainConfig(ExecutionConfig):
     run: Path
     """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, tensorboard/."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Draws the initial weights; the order of the data was drawn when it was sampled."""
+    """Draws the initial weights and the order of records; that of a sampled folder was drawn when it was sampled."""
+    init: Path | None = None
+    """Start from these weights, with a fresh optimizer: a weights folder, a checkpoint or the folder of a run (its
+    averaged weights). A run that has begun continues from its own."""
     model: ModelConfig
-    """Architecture and sizes; the vocabulary and the context come from the data."""
+    """Architecture and sizes; vocabulary and context come from the data. With init all of it comes from there, and what
+    is given must agree, but for bp_steps."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    """With a rank: train adapters upon init, and leave its weights alone."""
     data: DataConfig
     """Batches."""
     optimizer: OptimizerConfig
@@ -168,6 +187,20 @@ class TrainConfig(ExecutionConfig):
     """End the run, and its schedules, after so many steps; null is the end of the data."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the newest good checkpoint in RUN. never: an error if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and self.init is None:
+            raise ValueError("lora trains adapters upon given weights: name them (init: WEIGHTS_DIR)")
+        if self.lora.rank and self.distributed.sharding in ("fsdp", "hsdp"):
+            raise ValueError(
+                f"lora goes with distributed.sharding ddp, found {self.distributed.sharding!r}; leave it at auto"
+            )
+        if self.data.records is not None and self.data.tokenizer is None and self.init is None:
+            raise ValueError("data.records need a tokenizer: name weights to start from (init) or data.tokenizer")
+        if self.validation.share and self.data.records is None:
+            raise ValueError("validation.share is a share of data.records, and there are none; use validation.sampled")
+        if self.validation.share and self.validation.sampled is not None:
+            raise ValueError("expected one of validation.share and validation.sampled, found both")
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

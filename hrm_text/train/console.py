@@ -75,7 +75,9 @@ class Console(Hook):
             self._print_step(self._record)
         saved = f"; continue from {summary.checkpoint}" if summary.checkpoint and summary.outcome != "finished" else ""
         steps = f"{summary.step:,} of {summary.total_steps:,} steps"
-        self._print(f"{summary.outcome} after {steps} in {duration(summary.seconds)}{saved}")
+        share = summary.stalled_seconds / max(summary.seconds, 1e-9)
+        stalled = f", {share:.1%} of it held up by checkpoints" if summary.checkpoint else ""
+        self._print(f"{summary.outcome} after {steps} in {duration(summary.seconds)}{stalled}{saved}")
 
     def _print(self, text: str, style: str = "") -> None:
         # No markup: a path may hold square brackets. No wrapping: a line of a log stays one line.

@@ -34,7 +34,7 @@ def changed_settings(config: TrainConfig, saved: Mapping[str, Any], folder: Path
         changes += [
             (f"{section}.{key}", f"{section}.{key} was {theirs[key]!r} and is {value!r}")
             for key, value in ours.items()
-            if key in theirs and theirs[key] != value and key not in ("workers", "sampled")
+            if key in theirs and theirs[key] != value and key not in ("workers", "sampled", "at_once")
         ]
     if resized := [text for key, text in changes if key in ("data.tokens_per_batch", "data.micro_batches")]:
         raise UserError(

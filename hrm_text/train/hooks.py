@@ -88,6 +88,8 @@ class RunSummary:
     seconds: float
     checkpoint: Path | None
     """The last one written, from which the run continues."""
+    stalled_seconds: float = 0.0
+    """How long writing checkpoints has kept training from going on."""
 
 
 class Hook:

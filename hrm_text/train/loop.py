@@ -1,4 +1,4 @@
-"""The training loop: one process, on a CPU, a CUDA GPU or an Apple GPU."""
+"""The training loop: one process on a CPU, a CUDA GPU or an Apple GPU, or many ranks in step."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ from hrm_text.data.storage import Location, under
 from hrm_text.files import whole_file
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.plan import training_flops
-from hrm_text.model.weights import check_shapes
 from hrm_text.train import checkpoint
 from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.continuing import changed_settings, check_same_model
 from hrm_text.train.execution import chosen, describe
 from hrm_text.train.hooks import Hook, Hooks, RunInfo, RunSummary, StepRecord, ValidationRecord
-from hrm_text.train.metrics import Throughput, device_memory_bytes, peak_flops
+from hrm_text.train.metrics import Throughput, device_memory_bytes, device_memory_total, peak_flops
 from hrm_text.train.readback import Readback
-from hrm_text.train.step import Totals, TrainingStep, added
+from hrm_text.train.sharding import Sharding, chosen_sharding
+from hrm_text.train.starting import starting_point
+from hrm_text.train.step import Totals, TrainingStep
+from hrm_text.train.watchdog import Watchdog
+from hrm_text.train.world import World
 
 MOST_SKIPPED_IN_A_ROW = 5
 """Steps without a finite gradient in a row after which the run stops: the weights themselves are broken by then."""
+
+SAME_SIGNAL_SECONDS = 3.0
+"""Within which a second signal to a rank is taken to be the first one again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +54,69 @@ class Launched:
 
 
 class Trainer:
-    """A run: its data, model and optimizer, and the step they are at."""
+    """A run: its data, model and optimizer, and the step that they are at. Every rank has one, and all do the same."""
 
-    def __init__(self, config: TrainConfig, hooks: Sequence[Hook] = ()) -> None:
-        self.config = config = resolved(config)
-        self.hooks = Hooks(hooks)
-        folder, saved = self._newest_checkpoint()
-        position = LoaderState.from_dict(saved.state["loader"]) if saved is not None else None
-        self.loader = self._loader(config.data.sampled, config.data.epochs, position)
-        self.validation = None
-        if config.validation.sampled is not None:
-            self.validation = self._loader(config.validation.sampled, 1)
-            check_same_tokenizer(self.loader, self.validation)
-        self.total_steps = min(self.loader.total_steps, config.max_steps or self.loader.total_steps)
-        self.training = TrainingStep(config.model, config.optimizer, config, seed=config.seed)
-        self.model, self.optimizer, self.device = self.training.model, self.training.optimizer, self.training.device
-        self.readback: Readback[Launched] = Readback(late=1 if self.device.type == "cuda" else 0)
-        self.meter = Throughput(peak_flops(self.device, self.training.dtype))
+    def __init__(self, config: TrainConfig, hooks: Sequence[Hook] = (), world: World | None = None) -> None:
+        """``hooks``: only rank 0's are called. ``world``: the ranks; None: this process is alone."""
+        self.world = world = world or World()
+        self.hooks = Hooks(hooks if world.is_main else ())
         self.step = 0
         """Steps launched; all of them are finished whenever a checkpoint is written."""
+        self.watchdog: Watchdog | None = None
+        if world.store is not None:
+            self.watchdog = Watchdog(world.store, world.rank, world.size, config.distributed.timeout_seconds)
+        # Planning a large epoch takes minutes, and no rank is to be blamed for them.
+        with self.watchdog.paused() if self.watchdog is not None else contextlib.nullcontext():
+            self._prepare(config)
+
+    def _prepare(self, config: TrainConfig) -> None:
+        """Open the data, build the model, and take over the newest checkpoint."""
+        world = self.world
+        self.config = config = resolved(config)
+        folder, saved = self._newest_checkpoint()
+        position = LoaderState.from_dict(saved.state["loader"]) if saved is not None else None
+        assert config.data.sampled is not None, "records are made into a sampled folder before training"
+        with world.main_first():  # it leaves the plans of large epochs for the others to find
+            self.loader = self._loader(config.data.sampled, config.data.epochs, position)
+            self.validation = None
+            if config.validation.sampled is not None:
+                self.validation = self._loader(config.validation.sampled, 1)
+                check_same_tokenizer(self.loader, self.validation)
+        self.total_steps = min(self.loader.total_steps, config.max_steps or self.loader.total_steps)
+        start = starting_point(config, self.loader.tokenizer_info, folder, saved, self._warn)
+        self.base = start.base
+        self.sharding = self._sharding()
+        self.training = TrainingStep(
+            config.model,
+            config.optimizer,
+            config,
+            seed=config.seed,
+            sharding=self.sharding,
+            initial=start.weights,
+            lora=start.lora,
+        )
+        del start  # the weights lie in the model by now
+        self.model, self.optimizer, self.device = self.training.model, self.training.optimizer, self.training.device
+        self.readback: Readback[Launched] = Readback(late=1 if self.device.type == "cuda" else 0)
+        peak = peak_flops(self.device, self.training.dtype)
+        self.meter = Throughput(None if peak is None else peak * world.size)
+        self.saver = checkpoint.Saver(
+            config.run / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            keep_every=config.checkpoint.keep_every,
+            group=world.saving_group,
+        )
         self.tokens_seen = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.stop_requested = False
+        """By a signal to this process."""
+        self.stop_agreed = False
+        """By all ranks."""
+        self.save_agreed = False
+        self._saved_at = time.monotonic()
+        self.stalled_seconds = 0.0
+        """How long checkpoints have kept training from going on."""
         self.last_checkpoint = folder
         if folder is not None and saved is not None:
             self._continue_from(folder, saved)
@@ -78,47 +124,55 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------- training --
 
     def run(self) -> RunSummary:
-        """Train to the end, or until SIGINT or SIGTERM asks to save and stop."""
+        """Train to the end, or until SIGINT or SIGTERM to any rank asks to save and stop."""
         config, started = self.config, time.monotonic()
         outcome: Literal["finished", "interrupted", "failed"] = "failed"
-        with whole_file(config.run / "config.yaml") as beside:
-            beside.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+        if self.world.is_main:
+            with whole_file(config.run / "config.yaml") as beside:
+                beside.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
         self.hooks.on_start(
             RunInfo(
                 folder=config.run,
                 start_step=self.step,
                 total_steps=self.total_steps,
                 parameters=config.model.num_parameters,
-                device=describe(config),
+                device=self._describe(),
                 config=plain(config),
             )
         )
+        if self.sharding is not None:
+            self.hooks.on_message("info", f"sharding: {self.sharding} ({self.sharding.reason})")
         batches = iter(self.loader)
         try:
             with self._signals():
                 self.meter.start()
-                while self.step < self.total_steps and not self.stop_requested:
+                while self.step < self.total_steps and not self._stopping():
                     epoch = self.loader.state.epoch
+                    self._at(f"loading step {self.step + 1:,}")
                     batch, self.loader.state = next(batches)
+                    self._at(f"computing step {self.step + 1:,}")
                     k, lr = self.k_at(self.step), config.optimizer.lr.at(self.step, self.total_steps)
-                    sums = self.training.run(batch, k, lr)
+                    sums = self.training.run(batch, k, lr, wishes=(self.stop_requested, self._wants_to_save()))
                     self.step += 1
                     self.tokens_seen += batch.tokens
                     launched = Launched(self.step, epoch, lr, k, batch.tokens, batch.supervised)
                     self.readback.put(sums, launched)
                     self._report(self.readback.due())
                     validating = self.validation is not None and self._due(config.validation.every_steps)
-                    saving = self._due(config.checkpoint.every_steps)
-                    if validating or saving:
+                    if validating or self.save_agreed or self._due(config.checkpoint.every_steps):
                         self._report(self.readback.all())
                         if validating:
+                            self._at(f"validating after step {self.step:,}")
                             self.hooks.on_validation(self.validate())
-                        if saving:
+                        if self.save_agreed or self._due(config.checkpoint.every_steps):
                             self.save()
                         self.meter.start()
+                    self._tell_of_saves()
                 if self.step < self.total_steps:
                     self._report(self.readback.all())
                     self.save()
+                self._at(f"waiting for the checkpoint of step {self.step:,}")
+                self._tell_of_saves(wait=True)
             outcome = "finished" if self.step == self.total_steps else "interrupted"
         except KeyboardInterrupt:
             outcome = "interrupted"
@@ -126,8 +180,13 @@ class Trainer:
         finally:
             batches.close()  # type: ignore[attr-defined]  # iter() of a generator function: ends its threads
             seconds = time.monotonic() - started
-            summary = RunSummary(self.step, self.total_steps, outcome, seconds, self.last_checkpoint)
+            summary = RunSummary(
+                self.step, self.total_steps, outcome, seconds, self.last_checkpoint, self.stalled_seconds
+            )
             self.hooks.on_end(summary)
+        self.saver.close()
+        if self.watchdog is not None:
+            self.watchdog.close()
         return summary
 
     def k_at(self, step: int) -> int:
@@ -141,10 +200,26 @@ class Trainer:
         """Whether what happens every so many steps, and after the last, happens now."""
         return self.step == self.total_steps or (every_steps is not None and self.step % every_steps == 0)
 
+    def _stopping(self) -> bool:
+        """One process stops when it is asked to, ranks when all have heard of it."""
+        return self.stop_agreed or (self.world.size == 1 and self.stop_requested)
+
+    def _wants_to_save(self) -> bool:
+        """By the clock, which is rank 0's."""
+        minutes = self.config.checkpoint.every_minutes
+        return self.world.is_main and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _at(self, doing: str) -> None:
+        """Tell the watchdog what begins."""
+        if self.watchdog is not None:
+            self.watchdog.at(self.step, doing)
+
     def _report(self, arrived: Iterable[tuple[Launched, list[float]]]) -> None:
-        """Tell the hooks of steps whose numbers have arrived, and count those that were skipped."""
-        for launched, (*sums, finite) in arrived:
+        """Tell the hooks of steps whose numbers have arrived, and act on what the ranks agreed on with them."""
+        for launched, (*sums, finite, ranks_to_stop, ranks_to_save) in arrived:
             totals = Totals.of(sums)
+            self.stop_agreed |= ranks_to_stop > 0
+            self.save_agreed |= ranks_to_save > 0
             self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
             self.skipped += not finite
             flops = training_flops(self.config.model, launched.k, launched.tokens, launched.supervised)
@@ -172,13 +247,23 @@ class Trainer:
 
     def _check_skipped(self, step: int) -> None:
         if self.skipped_in_a_row == 1:
-            self.hooks.on_message("warning", f"step {step}: loss or gradient is not finite; the step was skipped")
+            self._warn(f"step {step}: loss or gradient is not finite; the step was skipped")
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last was step "
                 f"{step}. Lower optimizer.lr.peak or lengthen its warm-up, check the data of these steps, and run "
                 f"the same command again: it continues from {self.last_checkpoint or 'the start'}."
             )
+
+    def _warn(self, text: str) -> None:
+        self.hooks.on_message("warning", text)
+
+    def _describe(self) -> str:
+        """The ranks and their devices, for people."""
+        if self.world.size == 1:
+            return describe(self.config)
+        machines = f" on {self.world.machines} machines" if self.world.machines > 1 else ""
+        return f"{self.world.size} ranks{machines}, each {describe(self.config)}"
 
     # -------------------------------------------------------------------------------------------------- validation --
 
@@ -188,8 +273,7 @@ class Trainer:
         assert self.validation is not None
         started = time.monotonic()
         with self.training.averaged_weights():
-            sums = [self.training.loss(batch, None) for step, _ in self.validation for batch in step.batches]
-            totals = Totals.of(added(sums).tolist())
+            totals = self.training.evaluate(batch for step, _ in self.validation for batch in step.batches)
         return ValidationRecord(
             step=self.step,
             weights="ema",
@@ -204,7 +288,8 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------- continuing --
 
     def save(self) -> None:
-        """Write a checkpoint of this moment. A disk that is full is a warning: training goes on."""
+        """Begin to write a checkpoint of this moment; training goes on while it is written."""
+        self._at(f"saving step {self.step:,}")
         state = {
             "step": self.step,
             "total_steps": self.total_steps,
@@ -214,50 +299,63 @@ class Trainer:
             "loader": self.loader.state.to_dict(),
             "rng": checkpoint.rng_state(),
             "tokenizer_info": self.loader.tokenizer_info,
+            "base": self.base,
         }
-        tensors = {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        root = self.config.run / "checkpoints"
-        try:
-            keep = self.config.checkpoint.keep_last
-            folder = checkpoint.save(root, self.step, tensors, state, plain(self.config), keep_last=keep)
-        except UserError as error:
-            if self.step == self.total_steps or self.stop_requested:
-                raise
-            self.hooks.on_message("warning", f"not saved: {error}")
-            return
-        self.last_checkpoint = folder
-        self.hooks.on_checkpoint(folder)
+        self.saver.begin(self.step, self.training.state(), state, plain(self.config))
+        self._saved_at, self.save_agreed = time.monotonic(), False
+        self._tell_of_saves()  # of the one before, which has ended by now
 
-    def _newest_checkpoint(self) -> tuple[Path, checkpoint.Checkpoint] | tuple[None, None]:
+    def _tell_of_saves(self, wait: bool = False) -> None:
+        """Tell of the checkpoints that are whole by now, with ``wait`` of all.
+
+        A disk that is full is a warning, and training goes on; nothing but at the end is lost by it, where it is an
+        error.
+        """
+        try:
+            while (saved := self.saver.finished(wait)) is not None:
+                self.last_checkpoint = saved.folder
+                self.stalled_seconds += saved.stalled_seconds
+                self.hooks.on_checkpoint(saved.folder)
+        except UserError as error:
+            if wait:
+                raise
+            self._warn(f"not saved: {error}")
+
+    def _newest_checkpoint(self) -> tuple[Path, checkpoint.SavedState] | tuple[None, None]:
         """The newest good checkpoint of this run, if there is one; one that this run cannot continue is an error."""
         root = self.config.run / "checkpoints"
-        folder = checkpoint.latest_good(root, lambda text: self.hooks.on_message("warning", text))
+        folder = checkpoint.latest_good(root, self._warn, self.world.host_group)
         if folder is None:
             return None, None
         if self.config.resume == "never":
             raise UserError(f"{folder} is there and resume is 'never': choose another run folder, or delete this one")
-        saved = checkpoint.load(folder, verify=False)
+        saved = checkpoint.load_state(folder)
         check_same_model(self.config.model, saved.config.get("model", {}), folder)
         for change in changed_settings(self.config, saved.config, folder):
-            self.hooks.on_message("warning", f"continuing with other settings: {change}")
+            self._warn(f"continuing with other settings: {change}")
         return folder, saved
 
-    def _continue_from(self, folder: Path, saved: checkpoint.Checkpoint) -> None:
-        """Take over all that training changes; the loader has its position already."""
-        weights = saved.tensors["weights"]
-        expected = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
-        check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in weights.items()}, folder)
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(saved.tensors["optimizer"])
+    def _continue_from(self, folder: Path, saved: checkpoint.SavedState) -> None:
+        """Take over all that training changes, however many ranks wrote it; the loader has its position already."""
+        self.training.restore(lambda tensors: checkpoint.load_into(folder, tensors, self.world.host_group))
         checkpoint.restore_rng(saved.state["rng"])
         self.step, self.tokens_seen = saved.state["step"], saved.state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = saved.state["skipped"], saved.state["skipped_in_a_row"]
         if saved.state["total_steps"] != self.total_steps:
-            self.hooks.on_message(
-                "warning",
+            self._warn(
                 f"{folder} is of a run of {saved.state['total_steps']:,} steps and this one has {self.total_steps:,}: "
-                "its schedules differ from here on",
+                "its schedules differ from here on"
             )
+
+    def _sharding(self) -> Sharding | None:
+        """How the ranks share weights, moments and averages; None for one process."""
+        if self.world.size == 1:
+            return None
+        asked = self.config.distributed
+        if self.config.lora.rank:
+            asked = dataclasses.replace(asked, sharding="ddp")
+        memory = device_memory_total(torch.device(self.config.device))
+        return chosen_sharding(asked, self.config.model, self.world, memory)
 
     def _loader(self, sampled: Location, epochs: int | None, state: LoaderState | None = None) -> Loader:
         data = self.config.data
@@ -265,6 +363,9 @@ class Trainer:
             sampled,
             tokens_per_batch=data.tokens_per_batch,
             bins=data.micro_batches,
+            at_once=data.at_once,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
             epochs=epochs,
             mask="prefix" if self.config.model.prefix_lm else "causal",
             supervise=data.supervise,
@@ -277,11 +378,14 @@ class Trainer:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM lets the step in progress finish and saves; a second one stops at once."""
+        asked_at = 0.0
 
         def request_stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested:
+            nonlocal asked_at
+            # Under torchrun one Ctrl-C arrives twice: from the terminal, and handed on by the launcher.
+            if self.stop_requested and (self.world.size == 1 or time.monotonic() - asked_at > SAME_SIGNAL_SECONDS):
                 raise KeyboardInterrupt
-            self.stop_requested = True
+            self.stop_requested, asked_at = True, time.monotonic()
 
         try:
             before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -302,6 +406,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 def fitted_to_data(config: TrainConfig) -> ModelConfig:
     """The model with the data's vocabulary, rounded up to a multiple of 256, and the data's context."""
+    assert config.data.sampled is not None
     data = read_metadata(under(config.data.sampled, "metadata.json"))
     least_vocab, least_context = -(-data["vocab_size"] // 256) * 256, data["max_seq_len"] - 1
     model = config.model

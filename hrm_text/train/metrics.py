@@ -69,6 +69,13 @@ def device_memory_bytes(device: torch.device) -> int:
     return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, the others KiB
 
 
+def device_memory_total(device: torch.device) -> int | None:
+    """Bytes of memory that a device has to itself; None for one that shares the machine's."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """How fast the last few steps were."""

@@ -41,7 +41,7 @@ class AdamAtan2:
     zero gradient: its moments decay, weight decay applies, and before its first gradient atan2(0, 0) = 0 moves nothing.
     So a step means the same for every parameter and one counter serves all.
 
-    State is elementwise and made with ``*_like``: parameters that are DTensors get state sharded as they are.
+    Parameters that are DTensors (fp32) have state sharded as they are, and every rank steps its own shards.
     A plain step needs temporary memory of two fp32 copies of the largest parameter, a fused one none.
     """
 
@@ -131,28 +131,28 @@ class AdamAtan2:
     def state_dict(self) -> dict[str, Any]:
         """All state by parameter name.
 
-        ``step`` is an int64 tensor [], the rest are groups of fp32 tensors: ``exp_avg``, ``exp_avg_sq``, ``ema`` for
-        every parameter, ``master``, the fp32 weights, for those that are bf16. fp32 parameters themselves belong to
-        the model's state. ``master`` is put together for the purpose, the rest is live.
+        ``step`` is an int64 tensor [], the rest are groups of fp32 tensors with one for every parameter: ``weights``,
+        ``exp_avg``, ``exp_avg_sq``, ``ema``. The weights behind bf16 parameters are put together for the purpose, the
+        rest is live.
         """
-        master = {name: joined(self.parameters[name], remainder) for name, remainder in self._remainder.items()}
-        return {"step": self._step, "master": master, **{key: dict(group) for key, group in self._groups().items()}}
+        weights = {
+            name: joined(parameter, self._remainder[name]) if name in self._remainder else parameter.detach()
+            for name, parameter in self.parameters.items()
+        }
+        return {"step": self._step, "weights": weights, **{key: dict(group) for key, group in self._groups().items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another run of the same parameters, wherever it lies.
 
-        Master weights are the truth: parameters are set from them, in whatever dtype they are here. A state without
-        them (an fp32 run) needs fp32 parameters, which the model's own weights must fill.
+        Parameters are set from the fp32 weights, in whatever dtype they are here.
         Raises UserError, before anything is changed, when names or shapes are not those of the parameters.
         """
-        wanted = {"master": set(self._remainder), **{key: set(group) for key, group in self._groups().items()}}
         problems = [] if "step" in state else ["no 'step'"]
-        for key, names in wanted.items():
+        for key in ("weights", *self._groups()):
             found = state.get(key, {})
-            optional = set(self.parameters) if key == "master" else set()  # fp32 here, another dtype in that run
-            problems += [f"{key} of {name!r} is missing" for name in sorted(names - set(found))]
-            problems += [f"{key} of unknown parameter {name!r}" for name in sorted(set(found) - names - optional)]
+            problems += [f"{key} of {name!r} is missing" for name in sorted(set(self.parameters) - set(found))]
+            problems += [f"{key} of unknown parameter {name!r}" for name in sorted(set(found) - set(self.parameters))]
             problems += [
                 f"{key} of {name!r} has shape {list(found[name].shape)}, expected {list(parameter.shape)}"
                 for name, parameter in self.parameters.items()
@@ -162,7 +162,7 @@ class AdamAtan2:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise UserError(
                 f"the optimizer state does not fit this model: {'; '.join(problems[:3])}{more}. "
-                "It is from a run with another model or dtype: continue it with the config saved beside it "
+                "It is from a run with another model: continue it with the config saved beside it "
                 "(config.yaml in the checkpoint), or start a new run in another folder."
             )
 
@@ -170,26 +170,44 @@ class AdamAtan2:
         for key, group in self._groups().items():
             for name, tensor in group.items():
                 tensor.copy_(state[key][name])
-        for name, master in state.get("master", {}).items():
+        for name, weight in state["weights"].items():
             parameter = self.parameters[name]
             if name in self._remainder:
-                split_(master.to(parameter.device), parameter, self._remainder[name])
+                split_(weight.to(parameter.device), parameter, self._remainder[name])
             else:
-                parameter.copy_(master)
+                parameter.copy_(weight)
+
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin at these fp32 weights by name, to which the parameters were set: bf16 ones hold them rounded."""
+        for name, remainder in self._remainder.items():
+            weight = weights[name].to(remainder.device, torch.float32)
+            split_(weight, self.parameters[name], remainder)
+            self._ema[name].copy_(weight)
+
+    @torch.no_grad()
+    def exchange_averages(self) -> None:
+        """Put the averages in the place of fp32 parameters, and those in the place of the averages."""
+        assert not self._remainder, "bf16 parameters cannot hold the averages"
+        for name, parameter in self.parameters.items():
+            weight, average = local(parameter), local(self._ema[name])
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
 
     def _plain_step(self, gradients: Mapping[str, Tensor]) -> None:
         """The definition, parameter by parameter."""
         t = int(self._step.add_(1))
         for name, parameter in self.parameters.items():
             remainder, gradient = self._remainder.get(name), gradients.get(name)
-            weight = parameter if remainder is None else joined(parameter, remainder)
+            weight = local(parameter) if remainder is None else joined(parameter, remainder)
             lr_scale, weight_decay = self._settings[name]
             update(
                 weight,
-                None if gradient is None else gradient.float(),
-                self._exp_avg[name],
-                self._exp_avg_sq[name],
-                self._ema[name],
+                None if gradient is None else local(gradient).float(),
+                local(self._exp_avg[name]),
+                local(self._exp_avg_sq[name]),
+                local(self._ema[name]),
                 t,
                 lr=self.lr * lr_scale,
                 weight_decay=weight_decay,
@@ -210,12 +228,12 @@ class AdamAtan2:
             remainder, gradient = self._remainder.get(name), gradients.get(name)
             lr_scale, weight_decay = self._settings[name]
             adam_atan2.update(
-                _local(parameter),
-                None if remainder is None else _local(remainder),
-                None if gradient is None else _local(gradient),
-                _local(self._exp_avg[name]),
-                _local(self._exp_avg_sq[name]),
-                _local(self._ema[name]),
+                local(parameter),
+                None if remainder is None else local(remainder),
+                None if gradient is None else local(gradient),
+                local(self._exp_avg[name]),
+                local(self._exp_avg_sq[name]),
+                local(self._ema[name]),
                 corrections_2,
                 taken,
                 lr=self.lr * lr_scale,
@@ -286,7 +304,7 @@ def _settings(
     return settings
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """The shard of a DTensor that lies here; any other tensor itself."""
     shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return shard

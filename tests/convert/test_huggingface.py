@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -18,11 +19,12 @@ from hrm_text.contracts import UserError
 from hrm_text.convert.huggingface import export
 from hrm_text.data.tokenizer import tokenizer_info, train_tokenizer
 from hrm_text.infer.sampling import Sampling
+from hrm_text.model.checkpoint_files import load_state
 from hrm_text.model.config import ModelConfig, preset
 from hrm_text.model.recurrence import RecurrentLM, build
 from hrm_text.model.weights import read_model
 from hrm_text.settings import to_mapping
-from hrm_text.train import checkpoint
+from hrm_text.train.checkpoint import Saver
 from hrm_text.train.optimizer import AdamAtan2
 
 FILES = [
@@ -66,9 +68,28 @@ def save_run(
         "credit": {"k_min": 2, "warmup_ratio": 0.2},
         "seed": 7, "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
-    tensors = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
-    checkpoint.save(run / "checkpoints", step, tensors, state, settings)
+    write_checkpoint(run, step, checkpoint_tensors(model, optimizer), state, settings)
     return model, optimizer
+
+
+def checkpoint_tensors(model: RecurrentLM, optimizer: AdamAtan2) -> dict[str, Tensor]:
+    """By the names of the layout."""
+    tensors = {f"weights/{name}": buffer for name, buffer in model.named_buffers()}
+    for group, value in optimizer.state_dict().items():
+        if isinstance(value, Tensor):
+            tensors[group] = value
+        else:
+            tensors |= {f"{group}/{name}": tensor for name, tensor in value.items()}
+    return tensors
+
+
+def write_checkpoint(
+    run: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    saver = Saver(run / "checkpoints", keep_last=3, keep_every=None, group=None)
+    saver.begin(step, tensors, state, settings)
+    saver.finished(wait=True)
+    saver.close()
 
 
 def names(folder: Path) -> list[str]:
@@ -118,7 +139,7 @@ def test_a_run_in_bfloat16_is_stored_so_unless_told_otherwise(tokenizer_dir: Pat
     _, optimizer = save_run(tmp_path / "run", tokenizer_dir, dtype=torch.bfloat16)
     out = export(tmp_path / "run", tmp_path / "weights")
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
-    for raw, group in ((False, optimizer.ema_weights()), (True, optimizer.state_dict()["master"])):
+    for raw, group in ((False, optimizer.ema_weights()), (True, optimizer.state_dict()["weights"])):
         found = read_model(export(tmp_path / "run", out, raw=raw, dtype="float32")).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in group.items())  # not rounded on the way
     with pytest.raises(UserError, match="unknown dtype 'fp4'"):
@@ -186,15 +207,15 @@ def test_what_the_card_says_to_type_works(exported: Path, monkeypatch: pytest.Mo
 def test_a_run_gives_its_newest_good_checkpoint(tokenizer_dir: Path, tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save_run(tmp_path / "run", tokenizer_dir, step=step)
-    with (tmp_path / "run/checkpoints/step_00000030/weights.safetensors").open("r+b") as file:
+    with (tmp_path / "run/checkpoints/step_00000030/rank_00000_00.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
     warnings: list[str] = []
     for place in ("run", "run/checkpoints"):
         out = export(tmp_path / place, tmp_path / "weights", warn=warnings.append)
         assert "| Steps | 20 of 50 |" in (out / "README.md").read_text()
-    assert len(warnings) == 2 and "step_00000030/weights.safetensors: damaged" in warnings[0]
-    with pytest.raises(UserError, match=r"weights\.safetensors: damaged, found SHA-256"):
+    assert len(warnings) == 2 and "step_00000030/rank_00000_00.safetensors: damaged" in warnings[0]
+    with pytest.raises(UserError, match=r"rank_00000_00\.safetensors: damaged, found SHA-256"):
         export(tmp_path / "run/checkpoints/step_00000030", tmp_path / "weights")
 
 
@@ -207,14 +228,14 @@ def test_a_place_without_a_checkpoint_says_what_was_expected(tmp_path: Path) -> 
 
 def test_a_checkpoint_of_another_shape_than_its_config_is_named(tokenizer_dir: Path, tmp_path: Path) -> None:
     model, optimizer = save_run(tmp_path / "run", tokenizer_dir)
-    saved = checkpoint.load(tmp_path / "run/checkpoints/step_00000040")
+    saved = load_state(tmp_path / "run/checkpoints/step_00000040")
     saved.config["model"]["num_layers"] = 4
-    tensors = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
-    checkpoint.save(tmp_path / "run/checkpoints", 41, tensors, saved.state, saved.config)
+    tensors = checkpoint_tensors(model, optimizer)
+    write_checkpoint(tmp_path / "run", 41, tensors, saved.state, saved.config)
     with pytest.raises(UserError, match="step_00000041: 8 tensors are missing.*belong to different models"):
         export(tmp_path / "run", tmp_path / "weights")
-    del tensors["optimizer"]["ema"]
-    checkpoint.save(tmp_path / "run/checkpoints", 42, tensors, saved.state, saved.config)
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema/")}
+    write_checkpoint(tmp_path / "run", 42, without, saved.state, saved.config)
     with pytest.raises(UserError, match="step_00000042: holds no averaged weights; --raw"):
         export(tmp_path / "run", tmp_path / "weights")
     assert names(tmp_path) == ["run"]
@@ -253,16 +274,14 @@ def test_a_folder_with_anything_else_is_never_replaced(tokenizer_dir: Path, tmp_
 def test_a_full_disk_leaves_the_old_folder(
     tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors import SafetensorError
-
     save_run(tmp_path / "run", tokenizer_dir)
     out = export(tmp_path / "run", tmp_path / "weights")
     before = (out / "model.safetensors").read_bytes()
 
-    def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("hrm_text.model.weights.save_tensors", full)
     with pytest.raises(UserError, match="weights: the disk is full; nothing that existed was changed"):
         export(tmp_path / "run", out, raw=True)
     assert (out / "model.safetensors").read_bytes() == before

@@ -113,6 +113,14 @@ def samples_in(batch: PackedBatch) -> list[list[int]]:
     return [batch.input_ids[start:end].tolist() for start, end in bounds]
 
 
+def labelled_samples(batch: PackedBatch) -> list[tuple[list[int], list[int], list[int], int]]:
+    """All that a batch says of each sample: ids, labels, positions, prefix length."""
+    bounds = zip(batch.sample_starts[:-1], batch.sample_starts[1:], batch.prefix_lengths, strict=True)
+    columns = (batch.input_ids, batch.labels, batch.position_ids)
+    found = [(*(column[start:end].tolist() for column in columns), int(prefix)) for start, end, prefix in bounds]
+    return [(ids, labels, positions, prefix) for ids, labels, positions, prefix in found]
+
+
 class TestBatches:
     @pytest.mark.parametrize("mask", ["prefix", "causal"])
     @pytest.mark.parametrize("supervise", ["response", "all"])
@@ -241,10 +249,55 @@ class TestRanks:
             assert sum(batch.num_supervised for batch in dealt) == whole.supervised
             assert sum(batch.num_samples for batch in dealt) == whole.samples
 
-    def test_no_batch_is_empty_for_one_rank_alone(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("bins", [4, 5, 12])
+    @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+    @pytest.mark.parametrize("at_once", [1, 2, 4])
+    @pytest.mark.parametrize("pad", [False, True])
+    def test_and_passes_change_nothing_of_what_a_step_holds(
+        self, tmp_path: Path, bins: int, num_ranks: int, at_once: int, pad: bool
+    ) -> None:
+        sampled = write_sampled(tmp_path, [random_samples(7, 203), random_samples(8, 31)])
+        one_by_one = Loader(sampled, tokens_per_batch=40, bins=bins)
+        ranks = [
+            Loader(sampled, tokens_per_batch=40, bins=bins, at_once=at_once, pad=pad, rank=rank, num_ranks=num_ranks)
+            for rank in range(num_ranks)
+        ]
+        turns = -(-bins // num_ranks)
+        assert {loader.tokens_per_pass for loader in ranks} == {40 * min(at_once, turns)}
+        for (whole, state), *shares in zip(one_by_one, *ranks, strict=True):
+            assert {(after, s.supervised, s.samples, s.tokens) for s, after in shares} == {
+                (state, whole.supervised, whole.samples, whole.tokens)
+            }
+            filled_turns = -(-len(whole.batches) // num_ranks)
+            assert {len(share.batches) for share, _ in shares} == {-(-filled_turns // min(at_once, turns))}
+            expected = sorted(sample for batch in whole.batches for sample in labelled_samples(batch))
+            batches = [batch for share, _ in shares for batch in share.batches]
+            assert sorted(sample for batch in batches for sample in labelled_samples(batch)) == expected
+            for batch in batches:
+                assert len(batch.input_ids) == (40 * min(at_once, turns) if pad else batch.num_tokens)
+                assert batch.num_tokens <= 40 * at_once
+
+    def test_consecutive_micro_batches_of_a_rank_share_a_pass(self, tmp_path: Path) -> None:
+        sampled = write_sampled(tmp_path, [random_samples(9, 120)])
+        alone = next(iter(Loader(sampled, tokens_per_batch=40, bins=7)))[0].batches
+        assert len(alone) == 7
+        for rank, passes in ((0, [[0, 2], [4, 6]]), (1, [[1, 3], [5]])):
+            step, _ = next(iter(Loader(sampled, tokens_per_batch=40, bins=7, at_once=2, rank=rank, num_ranks=2)))
+            for batch, parts in zip(step.batches, passes, strict=True):
+                assert labelled_samples(batch) == [sample for b in parts for sample in labelled_samples(alone[b])]
+
+    @pytest.mark.parametrize(("at_once", "batches"), [(1, [8, 1]), (3, [3, 1])])
+    def test_no_batch_is_empty_for_one_rank_alone(self, tmp_path: Path, at_once: int, batches: list[int]) -> None:
         sampled = write_sampled(tmp_path, [[Sample([1], [2, 3])] * 9])
-        steps = [step for step, _ in Loader(sampled, tokens_per_batch=2, bins=8)]
-        assert [len(step.batches) for step in steps] == [8, 1]
+        steps = [step for step, _ in Loader(sampled, tokens_per_batch=2, bins=8, at_once=at_once)]
+        assert [len(step.batches) for step in steps] == batches
+        assert all(batch.num_samples for step in steps for batch in step.batches)
+
+    def test_a_rank_without_a_micro_batch_of_its_own_in_a_turn_gets_an_empty_one(self, tmp_path: Path) -> None:
+        sampled = write_sampled(tmp_path, [[Sample([1], [2, 3])] * 10])
+        for rank, filled in ((0, [1, 1, 1]), (1, [1, 1, 0])):
+            steps = [step for step, _ in Loader(sampled, tokens_per_batch=2, bins=5, rank=rank, num_ranks=2)]
+            assert [[batch.num_samples for batch in step.batches] for step in steps] == [filled, filled]
 
     def test_a_rank_with_nothing_left_keeps_step_with_an_empty_batch(self, tmp_path: Path) -> None:
         sampled = write_sampled(tmp_path, [[Sample([1], [2, 3])] * 9])
@@ -409,7 +462,11 @@ class TestErrors:
         [
             ({"mask": "both"}, "mask: expected one of prefix, causal; found 'both'"),
             ({"supervise": "prompt"}, "supervise: expected one of response, all; found 'prompt'"),
-            ({"bins": 3, "num_ranks": 2}, "bins: 3 micro-batches cannot be shared evenly by 2 ranks"),
+            (
+                {"bins": 3, "num_ranks": 4},
+                "bins: a step of 3 micro-batches .* raise data.micro_batches to a multiple of 4",
+            ),
+            ({"at_once": 0}, "at_once: expected at least 1, found 0"),
             ({"rank": 2, "bins": 2, "num_ranks": 2}, "rank: expected 0 to 1, found 2"),
             ({"bins": 0}, "bins: expected at least 1, found 0"),
             ({"workers": -1}, "workers: expected at least 0, found -1"),

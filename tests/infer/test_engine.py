@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ from torch import Tensor
 from hrm_text.contracts import Engine, UserError
 from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_info
+from hrm_text.files import sha256, write_json
 from hrm_text.infer.engine import TextModel, load
+from hrm_text.model.checkpoint_files import DTYPES, FORMAT
 from hrm_text.model.config import preset
 from hrm_text.model.recurrence import build
+from hrm_text.model.tensorfile import save_tensors
 from hrm_text.model.weights import write_weights
+from hrm_text.settings import to_mapping
 
 PROMPTS = ["What is 12 + 7?", "apple", "", "Grüße 🙂 aus Köln, " * 3, "reverse 数"]
 CONTEXT = 128
@@ -179,3 +184,62 @@ def test_a_weights_folder_with_its_tokenizer_answers(tokenizer_dir: Path, tmp_pa
     assert load(str(tmp_path)).generate(PROMPTS, max_new_tokens=8) == model.generate(PROMPTS, max_new_tokens=8)
     with pytest.raises(UserError, match="unknown dtype 'half'"):
         load(tmp_path, dtype="half")
+
+
+def write_checkpoint(folder: Path, model: TextModel, tokenizer: Path) -> None:
+    """By hand, as two ranks with half of each parameter would: the raw weights are not those that answer."""
+    folder.mkdir(parents=True)
+    buffers = {name for name, _ in model.module.named_buffers()}
+    files: dict[str, dict[str, Tensor]] = {f"rank_0000{rank}_00.safetensors": {} for rank in (0, 1)}
+    listed: dict[str, Any] = {}
+    for name, tensor in model.module.state_dict().items():
+        groups = {"weights": tensor} if name in buffers else {"weights": tensor + 1, "ema": tensor}
+        for group, value in groups.items():
+            chunks, row = [], 0
+            for file, part in zip(files, value.tensor_split(2), strict=True):
+                key = f"{group}/{name}@{row}"
+                files[file][key] = part
+                offset = [row] + [0] * (part.dim() - 1)
+                chunks.append({"file": file, "name": key, "offset": offset, "shape": list(part.shape)})
+                row += len(part)
+            assert value.dtype is DTYPES["float32"]
+            listed[f"{group}/{name}"] = {"dtype": "float32", "shape": list(value.shape), "chunks": chunks}
+    for file, tensors in files.items():
+        save_tensors(folder / file, tensors)
+    write_json(folder / "state.json", {"tokenizer_info": tokenizer_info(tokenizer)})
+    write_json(folder / "config.yaml", {"model": to_mapping(model.config)})  # JSON is YAML
+    sums = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "step": 3, "versions": {}, "files": sums, "tensors": listed}
+    write_json(folder / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/step_00000003"])
+def test_a_run_answers_with_its_averaged_weights(tokenizer_dir: Path, tmp_path: Path, place: str) -> None:
+    model = make(tokenizer_dir, seed=3)
+    write_checkpoint(tmp_path / "run/checkpoints/step_00000003", model, tokenizer_dir)
+    loaded = load(tmp_path / place)
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], tensor)
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+    assert loaded.generate(PROMPTS[:2], max_new_tokens=5) == model.generate(PROMPTS[:2], max_new_tokens=5)
+    assert load(tmp_path / place, dtype="bfloat16").module.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tokenizer_dir: Path, tmp_path: Path) -> None:
+    for step in (3, 4):
+        write_checkpoint(tmp_path / f"checkpoints/step_0000000{step}", make(tokenizer_dir, seed=step), tokenizer_dir)
+    (tmp_path / "checkpoints/step_00000004/rank_00001_00.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"step_00000004/rank_00001_00\.safetensors: damaged"):
+        loaded = load(tmp_path)
+    assert torch.equal(loaded.module.lm_head.weight, make(tokenizer_dir, seed=3).module.lm_head.weight)
+
+
+def test_the_tokenizer_of_a_run_may_have_moved(tokenizer_dir: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_dir, moved)
+    write_checkpoint(tmp_path / "run/checkpoints/step_00000003", make(moved), moved)
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="the run's tokenizer is not there; name its folder"):
+        load(tmp_path / "run")
+    loaded = load(tmp_path / "run", tokenizer=tokenizer_dir)
+    assert loaded.generate(["apple"], max_new_tokens=3) == make(tokenizer_dir).generate(["apple"], max_new_tokens=3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hrm_text.contracts import PackedBatch, UserError
 from hrm_text.data.loader import LoaderStep
 from hrm_text.data.tokenizer import train_tokenizer
 from hrm_text.files import read_json, write_json
-from hrm_text.model.checkpoint_files import load, step_folders
+from hrm_text.model.checkpoint_files import load_state, step_folders
 from hrm_text.model.config import RECURRENCE
 from hrm_text.model.head import LossSums
 from hrm_text.settings import from_mapping, read_yaml
@@ -58,9 +58,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
         sums = loss(batch, k)
         return dataclasses.replace(sums, loss=sums.loss * float(number)) if trainer.step in (1, 2) else sums
 
-    def observed(batch: LoaderStep, k: int, lr: float) -> Tensor:
+    def observed(batch: LoaderStep, k: int, lr: float, wishes: Sequence[bool]) -> Tensor:
         before = learned(trainer)
-        sums = run(batch, k, lr)
+        sums = run(batch, k, lr, wishes)
         before_and_after.append((before, learned(trainer)))
         return sums
 
@@ -93,9 +93,9 @@ def test_what_is_read_a_step_late_is_the_same(
         trainer.readback = Readback(late)
         run, loss = trainer.training.run, trainer.training.loss
 
-        def observed(*arguments: Any, run: Any = run, trainer: Trainer = trainer) -> Tensor:
+        def observed(*arguments: Any, wishes: Any, run: Any = run, trainer: Trainer = trainer) -> Tensor:
             events.append(("launched", trainer.step + 1))
-            return run(*arguments)
+            return run(*arguments, wishes)
 
         def poisoned(batch: PackedBatch, k: int | None, loss: Any = loss, trainer: Trainer = trainer) -> LossSums:
             sums = loss(batch, k)  # steps 3, 7 and 8; validation after step 5 is not poisoned
@@ -105,7 +105,7 @@ def test_what_is_read_a_step_late_is_the_same(
         monkeypatch.setattr(trainer.training, "loss", poisoned)
         monkeypatch.setattr(recorder, "on_step", lambda record: events.append(("read", record.step)))
         trainer.run()
-        states = [load(folder).state for folder in step_folders(settings.run / "checkpoints")]
+        states = [load_state(folder).state for folder in step_folders(settings.run / "checkpoints")]
         assert [(state["step"], state["skipped"], state["skipped_in_a_row"]) for state in states] == [
             (6, 1, 0), (9, 3, 0), (11, 3, 0)
         ]  # fmt: skip
@@ -193,11 +193,11 @@ def test_bfloat16_computes_beside_fp32_master_weights(config: MakeConfig) -> Non
     trainer = Trainer(config({"dtype": "bfloat16", "max_steps": 2}))
     trainer.run()
     assert trainer.model.lm_head.weight.dtype == torch.bfloat16
-    master = trainer.optimizer.state_dict()["master"]["lm_head.weight"]
+    master = trainer.optimizer.state_dict()["weights"]["lm_head.weight"]
     assert master.dtype == torch.float32
     assert torch.equal(master.bfloat16(), trainer.model.lm_head.weight)
     resumed = Trainer(config({"dtype": "bfloat16", "max_steps": 2}))
-    assert torch.equal(resumed.optimizer.state_dict()["master"]["lm_head.weight"], master)
+    assert torch.equal(resumed.optimizer.state_dict()["weights"]["lm_head.weight"], master)
 
 
 def test_max_steps_ends_the_run_and_its_schedules(config: MakeConfig, recorder: Any) -> None:

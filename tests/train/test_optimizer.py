@@ -145,7 +145,7 @@ def test_bf16_parameters_are_the_rounded_copy_of_fp32_weights_that_lose_nothing(
     before = {name: p.detach().clone() for name, p in half.parameters.items()}
     train(half, grads)
     train(full, grads)
-    master = half.state_dict()["master"]
+    master = half.state_dict()["weights"]
     for name, parameter in half.parameters.items():
         assert parameter.dtype == torch.bfloat16
         assert master[name].dtype == half.ema_weights()[name].dtype == torch.float32
@@ -193,7 +193,7 @@ def test_a_step_that_is_not_finite_changes_nothing(fused: bool) -> None:
 def snapshot(optimizer: AdamAtan2) -> list[Tensor]:
     """All that a step may change."""
     state = optimizer.state_dict()
-    groups = ("master", "exp_avg", "exp_avg_sq", "ema")
+    groups = ("weights", "exp_avg", "exp_avg_sq", "ema")
     values = [state["step"], *optimizer.parameters.values(), *(x for key in groups for x in state[key].values())]
     return [value.detach().clone() for value in values]
 
@@ -232,7 +232,9 @@ def test_dtypes_that_cannot_be_trained_are_refused() -> None:
 
 
 def test_fp32_parameters_have_no_second_copy() -> None:
-    assert AdamAtan2(parameters().items(), lr=0.1).state_dict()["master"] == {}
+    optimizer = AdamAtan2(parameters().items(), lr=0.1)
+    weights = optimizer.state_dict()["weights"]
+    assert all(weights[name].data_ptr() == p.data_ptr() for name, p in optimizer.parameters.items())
 
 
 @both_paths
@@ -264,7 +266,7 @@ def test_fp32_parameters_take_the_master_weights_of_a_bf16_run() -> None:
     full = AdamAtan2(parameters(seed=3).items(), lr=1e-4)
     full.load_state_dict(half.state_dict())
     for name, parameter in full.parameters.items():
-        assert torch.equal(parameter, half.state_dict()["master"][name])
+        assert torch.equal(parameter, half.state_dict()["weights"][name])
 
 
 def test_state_of_another_model_is_refused_before_anything_changes() -> None:
@@ -276,8 +278,8 @@ def test_state_of_another_model_is_refused_before_anything_changes() -> None:
     before = {name: p.detach().clone() for name, p in optimizer.parameters.items()}
     cases = {
         "'bias' has shape \\[8\\], expected \\[7\\]": AdamAtan2(wide.items(), lr=0.01).state_dict(),
-        "exp_avg of 'bias' is missing": AdamAtan2(fewer.items(), lr=0.01).state_dict(),
-        "exp_avg of unknown parameter 'norm'": AdamAtan2(other.items(), lr=0.01).state_dict(),
+        "weights of 'bias' is missing": AdamAtan2(fewer.items(), lr=0.01).state_dict(),
+        "weights of unknown parameter 'norm'": AdamAtan2(other.items(), lr=0.01).state_dict(),
         "no 'step'": {k: v for k, v in optimizer.state_dict().items() if k != "step"},
     }
     for message, state in cases.items():
@@ -287,11 +289,25 @@ def test_state_of_another_model_is_refused_before_anything_changes() -> None:
     assert all(torch.equal(before[name], p) for name, p in optimizer.parameters.items())
 
 
-def test_bf16_parameters_refuse_a_state_without_master_weights() -> None:
-    with pytest.raises(UserError, match="master of 'bias' is missing"):
-        AdamAtan2(parameters(torch.bfloat16).items(), lr=0.1).load_state_dict(
-            AdamAtan2(parameters().items(), lr=0.1).state_dict()
-        )
+def test_bf16_parameters_take_the_weights_of_an_fp32_run() -> None:
+    full = AdamAtan2(parameters().items(), lr=1e-4)
+    train(full, gradients(10))
+    half = AdamAtan2(parameters(torch.bfloat16, seed=3).items(), lr=1e-4)
+    half.load_state_dict(full.state_dict())
+    for name, weight in half.state_dict()["weights"].items():
+        assert torch.equal(weight, full.parameters[name])
+
+
+def test_weights_and_averages_change_places_and_back() -> None:
+    optimizer = AdamAtan2(parameters().items(), lr=0.1, ema_decay=0.9)
+    train(optimizer, gradients(3))
+    weights = {name: p.detach().clone() for name, p in optimizer.parameters.items()}
+    averages = {name: average.clone() for name, average in optimizer.ema_weights().items()}
+    optimizer.exchange_averages()
+    assert all(torch.equal(p, averages[name]) for name, p in optimizer.parameters.items())
+    optimizer.exchange_averages()
+    assert all(torch.equal(p, weights[name]) for name, p in optimizer.parameters.items())
+    assert all(torch.equal(average, averages[name]) for name, average in optimizer.ema_weights().items())
 
 
 def test_frozen_shared_and_absent_parameters_are_refused() -> None:

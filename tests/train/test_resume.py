@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -19,7 +20,8 @@ import yaml
 from torch import Tensor
 
 from hrm_text.contracts import UserError
-from hrm_text.train import checkpoint
+from hrm_text.files import explained_disk_errors
+from hrm_text.train.checkpoint_storage import Writer
 from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.hooks import Hook, JsonlMetrics, Level, StepRecord
 from hrm_text.train.loop import Trainer
@@ -189,7 +191,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     train(settings, StopAfter(10))
     checkpoints = settings.run / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_00000004", "step_00000008", "step_00000010"]
-    damaged = checkpoints / "step_00000010" / "weights.safetensors"
+    damaged = checkpoints / "step_00000010" / "rank_00000_00.safetensors"
     flip_a_bit(damaged)
     trainer = Trainer(settings, [recorder, JsonlMetrics(settings.run / "metrics.jsonl")])
     assert trainer.step == 8
@@ -205,7 +207,7 @@ def test_when_all_are_damaged_nothing_is_overwritten(config: MakeConfig) -> None
     settings = config({"max_steps": 8})
     train(settings)
     for folder in (settings.run / "checkpoints").iterdir():
-        flip_a_bit(folder / "optimizer.safetensors")
+        flip_a_bit(folder / "rank_00000_00.safetensors")
     with pytest.raises(UserError, match=r"none of its 2 checkpoints can be used[\s\S]*another folder"):
         Trainer(settings)
 
@@ -252,17 +254,20 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch,
     assert_ends_the_same: Callable[[Trainer], None],
 ) -> None:
-    save = checkpoint.save
+    write = Writer.write_data
 
-    def full_at_first(root: Path, step: int, *arguments: Any, **options: Any) -> Path:
-        if step < 8:
-            raise UserError(f"{root}: the disk is full")
-        return save(root, step, *arguments, **options)
+    def full_at_first(self: Writer, *arguments: Any) -> Any:
+        if self.step < 8:
+            with explained_disk_errors(self.folder):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments)
 
-    monkeypatch.setattr(checkpoint, "save", full_at_first)
+    monkeypatch.setattr(Writer, "write_data", full_at_first)
     settings = config()
     trainer = train(settings, recorder)
-    assert recorder.messages == [("warning", f"not saved: {settings.run / 'checkpoints'}: the disk is full")]
+    [(level, text)] = recorder.messages
+    assert level == "warning"
+    assert f"not saved: {settings.run / 'checkpoints' / 'step_00000004'}: the disk is full" in text
     assert [path.name for path in recorder.checkpoints] == ["step_00000008", "step_00000012", "step_00000014"]
     assert_ends_the_same(trainer)
 
@@ -270,10 +275,11 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
 def test_a_disk_that_is_full_at_the_end_is_an_error(
     config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(root: Path, *arguments: Any, **options: Any) -> Path:
-        raise UserError(f"{root}: the disk is full")
+    def full(self: Writer, *arguments: Any) -> Any:
+        with explained_disk_errors(self.folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(Writer, "write_data", full)
     for hooks in ([], [StopAfter(1)]):
         with pytest.raises(UserError, match="the disk is full"):
             Trainer(config({"max_steps": 2}), [*hooks, recorder]).run()

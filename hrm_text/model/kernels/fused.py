@@ -162,8 +162,8 @@ def stack_forward(
     """``Stack.forward`` with its norm in one pass."""
     if not isinstance(attention, TritonAttention) or not len(x_TD):
         return Stack.forward(stack, x_TD, rotary, attention, first_slot)
-    for index, layer in enumerate(stack.layers):
-        x_TD = layer(x_TD, rotary, attention, first_slot + index)
+    for index, call in enumerate(stack.calls()):
+        x_TD = call(x_TD, rotary, attention, first_slot + index)
     out_TD: Tensor = FusedNorm.apply(x_TD, stack.eps) if stack.magic else x_TD
     return out_TD
 
