@@ -129,11 +129,9 @@ def bench_train(
     with joined(device, timeout_seconds=300) as world, memory_may_not_suffice(configs):
         contenders = [Contender(one, warmup, world) for one in configs]
         own_times = timed_in_turns(contenders, steps)
-        # Of each step, the slowest rank's: where nothing is exchanged, the ranks differ.
-        of_ranks = world.gathered(own_times)
         times = [
-            [max(ms) for ms in zip(*(times[index] for times in of_ranks), strict=True)]
-            for index in range(len(contenders))
+            of_all_ranks([times[index] for times in world.gathered(own_times)], contender.sharding is not None)
+            for index, contender in enumerate(contenders)
         ]
         rate = product_flops(contenders[0].training.device)
         profiles = [profile_step(contender.step) if parts else None for contender in contenders]
@@ -239,6 +237,16 @@ def timed_in_turns(contenders: Sequence[Contender], rounds: int) -> list[list[fl
             with watch:
                 contender.step()
     return [watch.milliseconds() for watch in watches]
+
+
+def of_all_ranks(of_ranks: Sequence[Sequence[float]], in_step: bool) -> list[float]:
+    """Milliseconds of each step from those that each rank measured.
+
+    Ranks in step end a step together, and the one that began it last measured the step and no waiting. Ranks that
+    train side by side have times of their own: the harmonic mean is that of their mean rate.
+    """
+    combine = min if in_step else statistics.harmonic_mean
+    return [combine(ms) for ms in zip(*of_ranks, strict=True)]
 
 
 def spans_of(config: BenchConfig, seed: int) -> Spans:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import rich.console
 from rich.console import Group, RenderableType
@@ -16,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hrm_text.train.hooks import Hook, Level, RunInfo, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, Hook, Level, RunInfo, StepRecord, ValidationRecord
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -102,7 +101,7 @@ class Display(Hook):
         """Remember it for the line of the next steps."""
         self.validation = record
 
-    def on_checkpoint(self, path: Path) -> None:
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
         """Nothing to show: it happens several times a minute."""
 
     def on_message(self, level: Level, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import rich.console
 from rich.live import Live
@@ -12,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hrm_text.train.hooks import Hook, Level, RunInfo, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, Hook, Level, RunInfo, RunSummary, StepRecord, ValidationRecord
 
 STYLES: dict[Level, str] = {"info": "", "warning": "yellow", "error": "bold red"}
 
@@ -61,8 +60,9 @@ class Console(Hook):
             f"whole responses {record.exact_accuracy:.1%} of {record.samples:,} ({record.weights} weights)"
         )
 
-    def on_checkpoint(self, path: Path) -> None:
-        self._print(f"saved {path}")
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        waited = f", which held training up for {record.stalled_seconds:.1f} s" if record.stalled_seconds >= 0.1 else ""
+        self._print(f"saved {record.folder} in {record.seconds:.1f} s{waited}")
 
     def on_message(self, level: Level, text: str) -> None:
         self._print(text if level == "info" else f"{level}: {text}", STYLES[level])
@@ -76,7 +76,7 @@ class Console(Hook):
         saved = f"; continue from {summary.checkpoint}" if summary.checkpoint and summary.outcome != "finished" else ""
         steps = f"{summary.step:,} of {summary.total_steps:,} steps"
         share = summary.stalled_seconds / max(summary.seconds, 1e-9)
-        stalled = f", {share:.1%} of it held up by checkpoints" if summary.checkpoint else ""
+        stalled = f", {share:.1%} of it held up by checkpoints" if share >= 0.001 else ""
         self._print(f"{summary.outcome} after {steps} in {duration(summary.seconds)}{stalled}{saved}")
 
     def _print(self, text: str, style: str = "") -> None:

@@ -79,6 +79,18 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A checkpoint that is whole: written while training went on."""
+
+    step: int
+    folder: Path
+    stalled_seconds: float
+    """How long training waited for it."""
+    seconds: float
+    """Until it was whole."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """How the run ended."""
 
@@ -101,7 +113,7 @@ class Hook:
 
     def on_validation(self, record: ValidationRecord) -> None: ...
 
-    def on_checkpoint(self, path: Path) -> None: ...
+    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
 
     def on_message(self, level: Level, text: str) -> None: ...
 
@@ -129,8 +141,8 @@ class Hooks(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._tell("on_validation", record)
 
-    def on_checkpoint(self, path: Path) -> None:
-        self._tell("on_checkpoint", path)
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        self._tell("on_checkpoint", record)
 
     def on_message(self, level: Level, text: str) -> None:
         self._tell("on_message", level, text)
@@ -219,7 +231,7 @@ class TensorBoard(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._add(f"validation_{record.weights}", record)
 
-    def on_checkpoint(self, path: Path) -> None:
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
         if self._writer is not None:
             self._writer.flush()
 

@@ -25,7 +25,7 @@ from hrm_text.train import checkpoint
 from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.continuing import changed_settings, check_same_model
 from hrm_text.train.execution import chosen, describe
-from hrm_text.train.hooks import Hook, Hooks, RunInfo, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, Hook, Hooks, RunInfo, RunSummary, StepRecord, ValidationRecord
 from hrm_text.train.metrics import Throughput, device_memory_bytes, device_memory_total, peak_flops
 from hrm_text.train.readback import Readback
 from hrm_text.train.sharding import Sharding, chosen_sharding
@@ -315,7 +315,9 @@ class Trainer:
             while (saved := self.saver.finished(wait)) is not None:
                 self.last_checkpoint = saved.folder
                 self.stalled_seconds += saved.stalled_seconds
-                self.hooks.on_checkpoint(saved.folder)
+                self.hooks.on_checkpoint(
+                    CheckpointRecord(saved.step, saved.folder, saved.stalled_seconds, saved.seconds)
+                )
         except UserError as error:
             if wait:
                 raise

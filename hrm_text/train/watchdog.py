@@ -80,7 +80,7 @@ class Watchdog:
     noticed as well.
 
     Args:
-        store: that all ranks share; it must not answer for another attempt of the run (torchrun sees to that).
+        store: that all ranks share; it must hold nothing of an earlier attempt (``meeting.own_store``).
         rank: of this process, from 0.
         size: number of ranks.
         timeout_seconds: how long the training thread may be at one thing.

@@ -9,7 +9,7 @@ import pytest
 import rich.console
 
 from hrm_text.recipes.display import Display, sparkline
-from hrm_text.train.hooks import RunInfo, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, RunInfo, StepRecord, ValidationRecord
 
 STAGES = ("records", "train", "report")
 
@@ -99,7 +99,7 @@ def test_time_left_counts_from_where_training_took_up_again(monkeypatch: pytest.
 def test_warnings_stay_and_are_no_markup() -> None:
     display, shown = on(terminal=False)
     display.on_message("warning", "not saved: runs/[a]: full")
-    display.on_checkpoint(Path("x"))
+    display.on_checkpoint(CheckpointRecord(1, Path("x"), 0.0, 0.1))
     assert shown.getvalue() == "not saved: runs/[a]: full\n"
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hrm_text.recipes.step_profile import IDLE, OTHER, PARTS, STEP, Kernel, part_of, sorted_by_part
+from hrm_text.recipes.step_profile import COMMUNICATION, IDLE, OTHER, PARTS, STEP, Kernel, part_of, sorted_by_part
 from hrm_text.train.step import HEAD_AND_LOSS, OPTIMIZER
 
 
@@ -58,6 +58,25 @@ def test_every_microsecond_of_the_step_is_in_one_part() -> None:
         "attention forward": 1.0, "attention backward": 2.8, "matrix products": 0.5, HEAD_AND_LOSS: 1.0 + 0.2,
         OPTIMIZER: 1.0, OTHER: 1.0, IDLE: 0.5,
     }  # fmt: skip
-    assert profile.ms_by_part == pytest.approx({**dict.fromkeys([*PARTS, OTHER, IDLE], 0.0), **expected})
+    assert profile.ms_by_part == pytest.approx({**dict.fromkeys([*PARTS, OTHER, COMMUNICATION, IDLE], 0.0), **expected})
     assert sum(profile.ms_by_part.values()) == pytest.approx(8.0)
     assert profile.largest_others == ["unheard_of (0.60 ms)", "void at::native::" + 42 * "x" + "… (0.40 ms)"]
+
+
+def test_communication_is_exposed_where_nothing_else_runs() -> None:
+    profile = sorted_by_part(
+        [
+            Kernel(STEP, 0, 4000),  # of one stream: the range may end before the step does
+            Kernel("nvjet", 0, 2000),
+            Kernel("FSDP::all_gather (layers.0)", 0, 9000),
+            Kernel("ncclDevKernel_AllGather", 1500, 2600),
+            Kernel("nvjet", 2700, 5000),
+            Kernel("ncclDevKernel_SendRecv", 3000, 4000),
+            Kernel("ncclDevKernel_SendRecv", 4800, 5500),
+        ]
+    )
+    assert profile.ms_by_part["matrix products"] == pytest.approx(4.3)
+    assert profile.ms_by_part[COMMUNICATION] == pytest.approx(0.6 + 0.5)
+    assert profile.hidden_communication_ms == pytest.approx(0.5 + 1.0 + 0.2)
+    assert profile.ms_by_part[IDLE] == pytest.approx(0.1)
+    assert profile.ms_by_part[OTHER] == 0

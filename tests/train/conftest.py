@@ -18,7 +18,7 @@ from hrm_text.data.tokenize import tokenize_files
 from hrm_text.data.tokenizer import train_tokenizer
 from hrm_text.settings import from_mapping
 from hrm_text.train.config import TrainConfig
-from hrm_text.train.hooks import Hook, Level, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, Hook, Level, RunSummary, StepRecord, ValidationRecord
 from hrm_text.train.loop import Trainer
 
 TASKS = {"upper": 1.0, "repeat": 1.0}
@@ -43,8 +43,8 @@ class Recorder(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self.validations.append(record)
 
-    def on_checkpoint(self, path: Path) -> None:
-        self.checkpoints.append(path)
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        self.checkpoints.append(record.folder)
 
     def on_message(self, level: Level, text: str) -> None:
         self.messages.append((level, text))
@@ -78,6 +78,12 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     """Two epochs of 64 samples, about 1,600 tokens each."""
     return sample(tmp_path_factory.mktemp("train"), tokenizer_dir, "train", 64, epochs=2)
+
+
+@pytest.fixture(scope="session")
+def five_epochs_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """For runs of more steps, or of larger ones."""
+    return sample(tmp_path_factory.mktemp("five"), tokenizer_dir, "train", 64, epochs=5)
 
 
 @pytest.fixture(scope="session")

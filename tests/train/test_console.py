@@ -9,7 +9,7 @@ import pytest
 import rich.console
 
 from hrm_text.train.console import Console, duration
-from hrm_text.train.hooks import RunInfo, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, RunInfo, RunSummary, StepRecord, ValidationRecord
 
 RECORD = StepRecord(
     step=1, total_steps=100, epoch=2, loss=0.4213, token_accuracy=0.9, exact_accuracy=0.5, lr=2.2e-4, k=4, tokens=100,
@@ -67,7 +67,7 @@ def test_a_terminal_shows_the_last_step_live(clock: Clock, log: io.StringIO, mon
     monkeypatch.setenv("TERM", "xterm")
     hook = Console(rich.console.Console(file=log, force_terminal=True, width=120), clock=clock)
     run(hook, clock, Path("runs"), steps=40)
-    hook.on_checkpoint(Path("runs/step_00000040"))
+    hook.on_checkpoint(CheckpointRecord(40, Path("runs/step_00000040"), 0.26, 3.0))
     deadline = time.monotonic() + 10
     while "40/100 40%" not in log.getvalue():  # drawn by a thread, four times a second
         assert time.monotonic() < deadline, log.getvalue()

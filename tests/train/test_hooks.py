@@ -16,6 +16,7 @@ import pytest
 
 from hrm_text.contracts import UserError
 from hrm_text.train.hooks import (
+    CheckpointRecord,
     Hook,
     Hooks,
     JsonlMetrics,
@@ -111,7 +112,8 @@ def test_every_event_reaches_every_hook(tmp_path: Path) -> None:
     assert events == {name for name in vars(Hooks) if name.startswith("on_")}
     arguments: dict[str, tuple[Any, ...]] = {
         "on_start": (info(tmp_path),), "on_step": (step_record(1),), "on_validation": (validation_record(1),),
-        "on_checkpoint": (tmp_path,), "on_message": ("info", "hello"), "on_end": (SUMMARY,),
+        "on_checkpoint": (CheckpointRecord(1, tmp_path, 0.0, 0.1),),
+        "on_message": ("info", "hello"), "on_end": (SUMMARY,),
     }  # fmt: skip
 
     class Recorder(Hook):
