@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +58,11 @@ def test_every_command_of_the_readme_runs() -> None:
         if command in BY_CI | BY_SHELL:
             continue
         program, *arguments = shlex.split(command)
+        if program == "torchrun":
+            ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments]
+            path = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            assert subprocess.run(ranks, env=path, timeout=200, capture_output=True).returncode == 0, command
+            continue
         assert program == "hrm-text", command
         if arguments[-1] == "--help":
             with pytest.raises(SystemExit, match="^0$"):

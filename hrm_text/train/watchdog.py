@@ -3,8 +3,7 @@
 Ranks wait for each other in every step, so one that hangs stops them all, and those that wait look as dead as the one
 they wait for. Every rank therefore posts what it is doing to the store that all ranks share, from a thread of its own.
 Where nothing moves for too long, each waiting rank reads what the others posted and tells who is to blame: a rank whose
-posts have stopped (its process was stopped, its machine is gone), or else the rank that is furthest behind. A rank
-whose launcher is gone ends at once.
+posts have stopped (its process was stopped, its machine is gone), or else the rank that is furthest behind.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ _PARTS = 20
 ranks read all others, so more would cost the store of many ranks more: at 600 s and 64 ranks it answers two reads a
 second."""
 
+_LAUNCHER_SECONDS = 0.5
 _DONE = "done"
 
 
@@ -109,8 +109,6 @@ class Watchdog:
         self._exchanged_at = time.monotonic()
         self._store_error = ""
         self._closed = threading.Event()
-        # One that is killed leaves its ranks behind, which would go on and save, in the way of those started next.
-        self._parent = os.getppid()
         self._threads = [
             threading.Thread(target=target, name=f"watchdog: {target.__name__}", daemon=True)
             for target in (self._exchange, self._watch)
@@ -158,7 +156,7 @@ class Watchdog:
             closed = self._closed.is_set()  # once more after that, for the last word
             doing, tick = self._doing, tick + 1
             idle = time.monotonic() - doing.since
-            post = Post(tick, doing.step, doing.place, doing.words, idle, doing.paused, host, os.getpid(), self._parent)
+            post = Post(tick, doing.step, doing.place, doing.words, idle, doing.paused, host, os.getpid(), os.getppid())
             try:
                 self._store.set(str(self.rank), json.dumps(asdict(post)))
                 if time.monotonic() - read_at >= self.timeout_seconds / _PARTS:
@@ -189,9 +187,7 @@ class Watchdog:
         while finding is None:
             if self._closed.wait(min(_POST_SECONDS, self.timeout_seconds / _PARTS)):
                 return
-            if os.getppid() != self._parent:
-                finding = f"the launcher of rank {self.rank} (pid {self._parent}) is gone."
-            elif time.monotonic() - self._doing.since > self.timeout_seconds:
+            if time.monotonic() - self._doing.since > self.timeout_seconds:
                 finding = self._finding(began)
         self._on_hang(f"{finding} All ranks end; torchrun --max-restarts goes on from the last checkpoint.")
 
@@ -255,10 +251,27 @@ class Watchdog:
         for rank in self._silent:
             if rank in self._seen:
                 post = self._seen[rank].post
-                if (post.host, post.launcher) == (socket.gethostname(), self._parent):
+                if (post.host, post.launcher) == (socket.gethostname(), os.getppid()):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(post.pid, signal.SIGKILL)
         os._exit(1)
+
+
+def end_with_launcher() -> None:
+    """See to it that this process ends, with exit code 1, when the one that started it is gone.
+
+    A launcher that is killed leaves its ranks behind: they would wait for minutes for those who never come, or go on
+    and save, in the way of the ranks that are started next. To be called before anything else that may take time.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LAUNCHER_SECONDS)
+        os.write(2, f"error: the launcher (pid {launcher}) of this process ({os.getpid()}) is gone; it ends\n".encode())
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watchdog: launcher", daemon=True).start()
 
 
 def furthest_behind(doing: Mapping[int, Doing]) -> list[int]:
