@@ -108,6 +108,7 @@ def kills(bench: Bench, count: int, rng: random.Random) -> Result:
     name = "killed"
     counted: Counter[str] = Counter()
     while_saving = 0
+    orphans: set[int] = set()
     running = Job(bench, name, max_restarts=count)
     try:
         for _ in range(count):
@@ -126,15 +127,26 @@ def kills(bench: Bench, count: int, rng: random.Random) -> Result:
                     send(rank, signal.SIGKILL)
             while_saving += being_saved(running.folder, running.began) is not None
             counted[f"{victims} while {moment}"] += 1
-            wait_until_gone(ranks, running.process.pid)
+            # Ranks that had not begun when their launcher was killed cannot know that it ever was there. They look for
+            # it until they give up, and can neither train nor save without it.
+            may_stay = (victims, moment) == ("the launcher", "starting")
+            try:
+                wait_until_gone(ranks, running.process.pid, 5 if may_stay else 45)
+            except Failure:
+                if not may_stay:
+                    raise
+                orphans.update(ranks.values())
             if victims != "a rank":
                 running.process.wait()
                 running = Job(bench, name, max_restarts=count)
-            print(f"  kill {counted.total()}: {victims} while {moment}, gone after {time.time() - killed_at:.1f} s")
+            gone = f"gone after {time.time() - killed_at:.1f} s"
+            print(f"  kill {counted.total()}: {victims} while {moment}, {gone}", flush=True)
         running.finish()
     finally:
         if running.process.poll() is None:
             running.kill()
+        for orphan in orphans:
+            send(orphan, signal.SIGKILL)
     leftovers = [path.name for path in (running.folder / "checkpoints").iterdir() if path.name.startswith(".")]
     if leftovers:
         raise Failure(f"left behind: {leftovers}")
@@ -168,7 +180,7 @@ def being_saved(run: Path, since: float) -> Path | None:
     return None
 
 
-def wait_until_gone(ranks: dict[int, int], launcher: int, seconds: float = 45.0) -> None:
+def wait_until_gone(ranks: dict[int, int], launcher: int, seconds: float) -> None:
     """Ranks whose neighbour or launcher was killed end by themselves, or by the launcher that is left."""
     until = time.monotonic() + seconds
     while left := [rank for rank, process in ranks.items() if is_running(process)]:
@@ -209,7 +221,7 @@ def launcher_terminated(bench: Bench) -> Result:
         send(stopped.process.pid, signal.SIGTERM)
         code = stopped.end(60)
         seconds = time.monotonic() - asked
-        wait_until_gone(ranks, stopped.process.pid)
+        wait_until_gone(ranks, stopped.process.pid, 5)
         newest = load_state(step_folders(stopped.folder / "checkpoints")[-1]).step
         if newest < int(0.4 * bench.steps):
             raise Failure(f"the newest checkpoint is of step {newest}, and it was stopped later")
@@ -314,7 +326,7 @@ def hang(bench: Bench) -> Result:
             message = f"pid {ranks[stopped]}) hangs: no sign of life"
             running.wait_for("the message", functools.partial(has_said, running, message), HANG_SECONDS + 20)
             seconds[restarts] = [time.monotonic() - since]
-            wait_until_gone(ranks, running.process.pid)
+            wait_until_gone(ranks, running.process.pid, 45)
             seconds[restarts].append(time.monotonic() - since)
             code = running.end(600)
             if (code == 0) is not (restarts == 1):

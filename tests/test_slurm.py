@@ -120,7 +120,7 @@ def test_starts_one_launcher_on_each_machine(job: Job) -> None:
     assert job.start("runs/my config.yaml", "--run", "runs/two words").wait(20) == 0
     expected = (
         "--nnodes=2 --nproc-per-node=8 --max-restarts=20 --rdzv-backend=c10d --rdzv-endpoint=node07:23456 "
-        "--rdzv-id=123456-0 -m hrm_text train runs/my config.yaml --run runs/two words"
+        "--rdzv-id=123456-0 -m -- hrm_text train runs/my config.yaml --run runs/two words"
     )
     assert sorted(job.noted("torchrun")) == [f"torchrun 0 {expected}", f"torchrun 1 {expected}"]
     assert job.noted("scontrol") == ["scontrol show hostnames node[07,09]"]

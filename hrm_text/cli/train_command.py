@@ -49,7 +49,15 @@ def train_with_overrides(arguments: Sequence[str]) -> None:
         tell(f"wrote {summary.checkpoint}. Next:")
         tell(f"  hrm-text export {settings.run} WEIGHTS_DIR")
     else:
-        tell(f"to continue: hrm-text train {shlex.join(arguments)}")
+        tell(f"to continue: {how_it_was_started()} {shlex.join(arguments)}")
+
+
+def how_it_was_started() -> str:
+    """The command before its arguments: of one process, or of the ranks of a machine."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE")
+    if ranks is None:
+        return "hrm-text train"
+    return f"torchrun --nproc-per-node {ranks} -m -- hrm_text train"  # without the -- it takes --run for its own
 
 
 def show_settings(values: Any, where: str, prog: str) -> NoReturn:

@@ -121,11 +121,14 @@ def assumptions(gpu: Gpu, question: Question, estimates: Sequence[Estimate]) -> 
     ]
     if max(e.gpus for e in estimates) > 1:
         notes += [
-            f"Links: {gpu.link_bytes_per_second / 1e9:,.0f} GB/s in a machine of {question.gpus_per_node} GPUs, "
-            f"{question.network_gbps:,.0f} Gb/s for each GPU between machines, {rates.NETWORK:.0%} of which "
-            f"collectives reach; {1e6 * rates.COLLECTIVE_SECONDS:.0f} us for each and {1e6 * rates.HOP_SECONDS:.0f} "
-            f"for each hop; beside one, computing is {rates.CONTENTION:.0%} slower. Assumed, not measured.",
-            "Weights are gathered once a step in bf16, gradients reduced once in fp32, block by block.",
+            f"Links: {gpu.link_bytes_per_second / 1e9:,.0f} GB/s in a machine, of which {rates.LINKS:.1%} are reached; "
+            f"{1e6 * rates.COLLECTIVE_SECONDS:.0f} us for a collective; a second of exchange hidden by computing slows "
+            f"it by {rates.CONTENTION} s: measured between two H200.",
+            f"More GPUs of a machine reach the same, and {1e6 * rates.HOP_SECONDS:.0f} us come for each. Between "
+            f"machines of {question.gpus_per_node}, {rates.NETWORK:.0%} of {question.network_gbps:,.0f} Gb/s for each "
+            f"GPU are reached, and a second of waiting costs {rates.WAITING} s of computing: assumed.",
+            "Weights are gathered once a step in bf16, gradients reduced once, block by block: in bf16 where ranks "
+            "share a copy and make one pass a step, otherwise in fp32.",
         ]
     widths = {e.micro_batches for e in estimates}
     if len(widths) > 1:

@@ -22,8 +22,10 @@ SLACK = 0.03
 """Share of the tensors' memory that the allocator holds beside them. Assumed."""
 CONTEXT_GIB, COLLECTIVES_GIB = 0.6, 0.8
 """That the driver and its kernels take, and NCCL with several ranks. Assumed."""
-COPY_BYTES_PER_SECOND = 20e9
-"""From a GPU to its host, for which the run waits when it saves. Assumed."""
+COPY_BYTES_PER_SECOND = 47e9
+"""From a GPU to its host, for which the run waits when it saves: 0.2 s for half of an XL run's state, by an H200."""
+PIN_BYTES_PER_SECOND = 2e9
+"""That a host makes ready for such copies, for which the first save waits as well: 4.9 s in all for the same."""
 STATE_BYTES = 16
 """Bytes a parameter in a checkpoint: fp32 weight, two moments, average."""
 
@@ -49,6 +51,8 @@ class Checkpoints:
     gib: float
     copy_seconds: float
     """For which the run waits: each GPU copies its share to its host."""
+    first_copy_seconds: float
+    """The same of the first, for which the host has to get its memory ready."""
     write_seconds: float
     """In the background, all machines at once."""
     count: int
@@ -146,7 +150,7 @@ def estimate(config: TrainConfig, run: Run, gpus: int, gpu: Gpu, question: Quest
     )
     steps = max(1, math.ceil(run.tokens / step_work.tokens - 1e-6))
     saved = checkpoints_of(config, model, steps, mean, gpus, question)
-    seconds = steps * mean + saved.count * saved.copy_seconds
+    seconds = steps * mean + saved.first_copy_seconds + (saved.count - 1) * saved.copy_seconds
     tensors = peak_memory(setup, largest, work)
     gib = {part: value / 2**30 for part, value in tensors.items() if value}
     beside = SLACK * sum(gib.values()) + CONTEXT_GIB + (COLLECTIVES_GIB if gpus > 1 else 0)
@@ -193,6 +197,7 @@ def checkpoints_of(
     return Checkpoints(
         gib=size / 2**30,
         copy_seconds=size / gpus / COPY_BYTES_PER_SECOND,
+        first_copy_seconds=size / gpus * (1 / COPY_BYTES_PER_SECOND + 1 / PIN_BYTES_PER_SECOND),
         write_seconds=size / machines / (question.disk_gb_per_second * 1e9),
         count=count,
         kept_gib=kept * size / 2**30,

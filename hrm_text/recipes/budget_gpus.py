@@ -40,15 +40,25 @@ BUSY_HOST = 0.10
 """Share of the host's own time for a step that the device waits: launches come in bursts, and small kernels drain
 the queue."""
 
-# Between ranks: assumed.
-NETWORK = 0.8
-"""Of a data sheet's link speed, what collectives of many MB reach."""
+# Between two H200 of one host: measured by exchanges alone, outside of steps (budget_measurements.EXCHANGES).
+LINKS = 0.565
+"""Of a data sheet's link speed: 255 GB/s of 450 each way. By the difference of two reduce-scatters in fp32."""
 COLLECTIVE_SECONDS = 30e-6
-"""A collective of no bytes between two GPUs."""
+"""A collective of no bytes: 36 us by the same two, 26 by two all-gathers."""
+CONTENTION = 1.6
+"""Seconds of computing lost for each second that an exchange on links takes alone, where computing hides it: it holds
+multiprocessors that products wait for. A product of 8192^3 ends 0.475 ms later beside a reduce-scatter of 0.295."""
+WAITING = 0.5
+"""The same for each second in which an exchange waits for others: in an XL step of two ranks 17.4 ms were lost beside
+33.7 of exchange, most of them waiting or slowed themselves."""
+SUMS = 0.2
+"""Of the memory's bandwidth, the sum in fp32 of bf16 gradients as they arrive: 0.135 ms for two parts of 16.5 M."""
+
+# Between ranks, beyond two of one host: assumed.
+NETWORK = 0.8
+"""Of an adapter's speed, what collectives of many MB reach."""
 HOP_SECONDS = 3e-6
-"""For each further GPU in its ring."""
-CONTENTION = 0.1
-"""Share of the compute speed that is lost while a collective runs beside it: it takes multiprocessors and bandwidth."""
+"""Of a collective for each GPU beyond two."""
 HOOK_SECONDS = 60e-6
 """Of the host for each unit of weights in each call of a stack that FSDP hears of."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hrm_text.model.config import Architecture, ModelConfig, preset
 from hrm_text.recipes.budget_gpus import TRAINING_HOST, find_gpu
 from hrm_text.recipes.budget_memory import Setup, peak_memory
-from hrm_text.recipes.budget_network import Network
+from hrm_text.recipes.budget_network import Group, Network
 from hrm_text.recipes.budget_speed import step_time
 from hrm_text.recipes.budget_work import synthetic_work
 
@@ -74,6 +74,7 @@ WIDTH_512: dict[str, Any] = {
     "distribution": "short",
     "run": True,
 }
+PAIR: dict[str, Any] = {"gpus": 2, "gpus_per_node": 2}
 
 MEASUREMENTS = (
     Measurement("XL", "h200", "XL", 12_288, ms=440, gib=49.3, launch_ms=88, fitted=True),
@@ -89,6 +90,12 @@ MEASUREMENTS = (
         f"XL, plain PyTorch compiled, {EARLIER}", "h200", "XL", 12_288, ms=494, gib=77.8, blocks="compiled",
         recompute="none", fitted=True,
     ),
+    Measurement("XL, two at once, each alone", "h200", "XL", 12_288, ms=446.8, gib=49.1),
+    Measurement("XL, fsdp", "h200", "XL", 12_288, ms=462.9, gib=42.7, **PAIR, sharding="fsdp"),
+    Measurement("XL, fsdp, another run", "h200", "XL", 12_288, ms=467.4, **PAIR, sharding="fsdp"),
+    Measurement("XL, ddp", "h200", "XL", 12_288, ms=483.1, gib=51.6, **PAIR, sharding="ddp"),
+    Measurement("XL, fsdp, 4 passes", "h200", "XL", 12_288, ms=1783.2, gib=47.3, passes=4, **PAIR, sharding="fsdp"),
+    Measurement("XL, ddp, 4 passes", "h200", "XL", 12_288, ms=1795.8, gib=56.1, passes=4, **PAIR, sharding="ddp"),
     Measurement("B, 8,192 entries, run", "h200", "B", 21_504, tokens_per_second=151_900, gib=17.8, **B_8192),
     Measurement(
         "B, 8,192 entries, FP8, run", "h200", "B", 21_504, tokens_per_second=190_800, gib=16.9, fp8=True, **B_8192
@@ -123,6 +130,38 @@ MEASUREMENTS = (
 
 
 @dataclass(frozen=True)
+class ExchangeMeasurement:
+    """One collective of two H200 of one host with nothing beside it."""
+
+    name: Literal["reduce-scatter", "all-gather", "all-to-all"]
+    unit: str
+    elements: float
+    element_bytes: int
+    ms: float
+    fitted: bool = False
+    """``LINKS`` and ``COLLECTIVE_SECONDS`` were set by it."""
+
+    @property
+    def predicted_ms(self) -> float:
+        """By the model's links."""
+        pair = Group(2, 2)
+        network = Network(find_gpu("h200").link_bytes_per_second, BETWEEN_BYTES_PER_SECOND)
+        seconds = pair.all_to_all_seconds if self.name == "all-to-all" else pair.seconds
+        return 1e3 * seconds(self.element_bytes * self.elements, network)
+
+
+EXCHANGES = (
+    ExchangeMeasurement("reduce-scatter", "block", 33.0e6, 4, 0.295, fitted=True),
+    ExchangeMeasurement("reduce-scatter", "head", 100.7e6, 4, 0.826, fitted=True),
+    ExchangeMeasurement("all-gather", "block", 33.0e6, 2, 0.158, fitted=True),
+    ExchangeMeasurement("all-gather", "head", 100.7e6, 2, 0.429, fitted=True),
+    ExchangeMeasurement("all-to-all", "block", 33.0e6, 2, 0.145),
+    ExchangeMeasurement("all-to-all", "head", 100.7e6, 2, 0.371),
+)
+"""Those that ``train.sharding`` makes."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the budget's model says of a measurement."""
 
@@ -137,7 +176,9 @@ def predict(row: Measurement) -> Prediction:
     model, gpu = row.model or preset(row.size, architecture=row.architecture), find_gpu(row.gpu)
     local = min(row.gpus, row.gpus_per_node)
     shards = {"none": 1, "ddp": 1, "fsdp": row.gpus, "hsdp": row.shard_ranks or local}[row.sharding]
-    setup = Setup(model, row.blocks, row.recompute, row.fp8, row.passes, row.gpus, local, shards)
+    setup = Setup(
+        model, row.blocks, row.recompute, row.fp8, row.passes, row.gpus, local, shards, bf16_gradients=row.ours
+    )
     work, k = synthetic_work(row.distribution, row.tokens), model.bp_steps
     network = Network(gpu.link_bytes_per_second, BETWEEN_BYTES_PER_SECOND)
     step = step_time(setup, k, work, gpu, network, TRAINING_HOST if row.run else 1.0)

@@ -34,6 +34,13 @@ class Setup:
     """On one machine."""
     shards: int = 1
     """Ranks that share one copy of weights, moments and averages."""
+    bf16_gradients: bool = True
+    """Whether shards of gradients that were not summed over passes travel in bf16 (``sharding.HalfWidthReduction``)."""
+
+    @property
+    def sends_bf16(self) -> bool:
+        """Whether gradients leave in bf16, by an all-to-all within a machine, and are added up where they arrive."""
+        return self.bf16_gradients and 1 < self.shards <= self.local_ranks and self.passes == 1
 
     @property
     def block_keeps(self) -> list[float]:
@@ -156,6 +163,7 @@ def moments(setup: Setup, k: int, work: Work) -> Iterator[Moment]:
     calls_left = {step.stack: 0 for step in steps}
     for step in graded:
         calls_left[step.stack] += 1
+    # Of two units, what is sent in fp32, or what is sent and what arrives in bf16.
     exchange = 2 * 4.0 * model.block_parameters if many else 0.0
     for step in reversed(graded):
         calls_left[step.stack] -= 1

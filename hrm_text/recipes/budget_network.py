@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hrm_text.model.plan import plan
@@ -35,11 +36,23 @@ class Group:
         """
         if self.ranks == 1:
             return 0.0
-        bandwidth = network.link
+        bandwidth = rates.LINKS * network.link
         if self.ranks > self.members:
-            bandwidth = min(bandwidth, self.members * network.between)
-        latency = rates.COLLECTIVE_SECONDS + rates.HOP_SECONDS * (self.ranks - 2)
-        return times * ((self.ranks - 1) / self.ranks * sent / (rates.NETWORK * bandwidth) + latency)
+            bandwidth = min(bandwidth, self.members * rates.NETWORK * network.between)
+        return times * ((self.ranks - 1) / self.ranks * sent / bandwidth + self.latency)
+
+    def all_to_all_seconds(self, sent: float, network: Network) -> float:
+        """Of ``sent`` bytes, to each rank its part: what goes to other machines goes by the rank's own adapter."""
+        if self.ranks == 1:
+            return 0.0
+        within = (self.ranks - 1) / self.ranks * sent / (rates.LINKS * network.link)
+        between = (self.ranks - self.members) / self.ranks * sent / (rates.NETWORK * network.between)
+        return max(within, between) + self.latency
+
+    @property
+    def latency(self) -> float:
+        """Seconds of a collective of no bytes."""
+        return rates.COLLECTIVE_SECONDS + rates.HOP_SECONDS * (self.ranks - 2)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ class Exchange:
     exposed_gather: float
     """Of ``gather``, what the computing waits for."""
     exposed_reduce: float
+    on_links: float
+    """Of all of it, seconds if links within machines were the only bound."""
     sent_bytes: float
     """That each rank sends."""
 
@@ -64,6 +79,14 @@ class Exchange:
     def exposed(self) -> float:
         return self.exposed_gather + self.exposed_reduce
 
+    @property
+    def lost(self) -> float:
+        """Seconds by which computing is slower beside what it hides."""
+        if not self.total:
+            return 0.0
+        share = self.on_links / self.total
+        return (self.total - self.exposed) * (rates.CONTENTION * share + rates.WAITING * (1 - share))
+
 
 def groups(setup: Setup) -> tuple[Group, Group]:
     """(the ranks that share one copy, the ranks that hold the same shard of different copies)."""
@@ -73,11 +96,17 @@ def groups(setup: Setup) -> tuple[Group, Group]:
 
 
 def unit_seconds(setup: Setup, parameters: int, network: Network) -> tuple[float, float]:
-    """(gathering in bf16, reducing in fp32) the weights of one unit."""
+    """(gathering the weights of one unit in bf16, reducing their gradients).
+
+    Shards travel in bf16 or in fp32; sums are fp32, and so is what copies of a shard exchange.
+    """
     shard, replicate = groups(setup)
     gather = shard.seconds(2 * parameters, network)
-    reduce = shard.seconds(4 * parameters, network) + replicate.seconds(4 * parameters / setup.shards, network, times=2)
-    return gather, reduce
+    if setup.sends_bf16:
+        reduce = shard.all_to_all_seconds(2 * parameters, network)
+    else:
+        reduce = shard.seconds(4 * parameters, network)
+    return gather, reduce + replicate.seconds(4 * parameters / setup.shards, network, times=2)
 
 
 def exchange(setup: Setup, k: int, network: Network, *, forward: float, backward: float, head: float) -> Exchange:
@@ -86,7 +115,7 @@ def exchange(setup: Setup, k: int, network: Network, *, forward: float, backward
     forward, backward: seconds of one block. head: of the head and its loss; its gradients are made in its forward pass.
     """
     if setup.ranks == 1:
-        return Exchange(0.0, 0.0, 0.0, 0.0, 0.0)
+        return Exchange(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     model = setup.model
     steps, layers = plan(model, k), range(model.layers_per_stack)
     block, table = model.block_parameters, model.vocab_size * model.hidden_size
@@ -124,14 +153,18 @@ def exchange(setup: Setup, k: int, network: Network, *, forward: float, backward
     if reaches_embedding:
         free = max(free, now) + table_reduce
     units = sum(model.stacks.values())
-    parameters = units * block + (2 if reaches_embedding else 1) * table
+    reductions = 2 if reaches_embedding else 1
+    parameters = units * block + reductions * table
     shard, replicate = setup.shards, setup.ranks // setup.shards
-    sent = (2 * model.num_parameters + 4 * parameters) * (shard - 1) / shard
+    sent = (2 * model.num_parameters + (2 if setup.sends_bf16 else 4) * parameters) * (shard - 1) / shard
     sent += 2 * 4 * parameters / shard * (replicate - 1) / replicate
+    links = Network(network.link, math.inf)
+    block_links, table_links = (unit_seconds(setup, unit, links) for unit in (block, table))
     return Exchange(
         gather=2 * table_gather + units * block_gather,
-        reduce=(2 if reaches_embedding else 1) * table_reduce + units * block_reduce,
+        reduce=reductions * table_reduce + units * block_reduce,
         exposed_gather=exposed_gather,
         exposed_reduce=max(0.0, free - now),
+        on_links=2 * table_links[0] + reductions * table_links[1] + units * sum(block_links),
         sent_bytes=sent,
     )

@@ -68,8 +68,12 @@ def step_time(
     sent = exchange(setup, k, network, forward=sum(forward.values()), backward=sum(backward.values()), head=head)
     if setup.ranks > 1:
         parts["casts and copies"] = cast_bytes(setup) / bandwidth
+        if setup.sends_bf16:
+            # Every part is read, and the sum of a shard written.
+            summed = (2 + 4 / setup.shards) * model.num_parameters
+            parts["sums over ranks"] = summed / (rates.SUMS * gpu.bytes_per_second)
         parts["exchange, exposed"] = sent.exposed
-        parts["exchange, contention"] = rates.CONTENTION * (sent.total - sent.exposed)
+        parts["exchange, contention"] = sent.lost
         host += 4 * (blocks_of(setup) + 2) * rates.HOOK_SECONDS * passes
     return Step(parts, host_load * host, sent)
 
@@ -207,13 +211,13 @@ def optimizer_bytes(setup: Setup) -> float:
 def cast_bytes(setup: Setup) -> float:
     """Bytes that sharing weights moves on one rank beside the collectives.
 
-    Shards become bf16, whole weights leave the buffer they arrive in, gradients enter one in fp32.
+    Shards become bf16, whole weights leave the buffer they arrive in, gradients enter one in the dtype that they are
+    sent in; sums of those in bf16 are counted apart.
     """
     P = setup.model.num_parameters
     weights = 6 / setup.shards + 4
-    return (weights + (2 + 4 + 8 / setup.shards)) * P + (
-        6 * blocks_of(setup) * float8_parameters(setup.model) if setup.fp8 else 0
-    )
+    gradients = 2 + 2 if setup.sends_bf16 else 2 + 4 + 8 / setup.shards
+    return (weights + gradients) * P + (6 * blocks_of(setup) * float8_parameters(setup.model) if setup.fp8 else 0)
 
 
 def launches(setup: Setup, calls: int, graded: int, work: Work) -> tuple[float, float]:

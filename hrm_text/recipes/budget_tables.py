@@ -119,7 +119,8 @@ def run_table(budget: Budget, estimate: Estimate) -> Table:
     made.add_row("cost", f"${estimate.dollars:,.0f} ({hours:,.0f} GPU-hours at ${budget.price:,.2f})")
     made.add_row(
         "checkpoint",
-        f"{saved.gib:,.2f} GiB: the run waits {seconds(saved.copy_seconds)}, written in "
+        f"{saved.gib:,.2f} GiB: the run waits {seconds(saved.copy_seconds)} "
+        f"({seconds(saved.first_copy_seconds)} for the first), written in "
         f"{seconds(saved.write_seconds)}; {saved.count:,} in all, {saved.kept_gib:,.1f} GiB stay",
     )
     return made

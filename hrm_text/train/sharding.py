@@ -53,6 +53,8 @@ class Sharding:
     shards: int
     """Ranks that share one copy."""
     reason: str
+    within_machine: bool = True
+    """Whether the ranks that share a copy are on one machine."""
 
     def __str__(self) -> str:
         copies = f"{self.replicas} copies" if self.replicas > 1 else "one copy"
@@ -83,7 +85,7 @@ def chosen_sharding(config: DistributedConfig, model: ModelConfig, world: World,
     shards = {"ddp": 1, "fsdp": world.size, "hsdp": config.shard_ranks or world.local_size}[kind]
     if world.size % shards:
         raise UserError(f"distributed.shard_ranks: {world.size} ranks cannot be shared out by {shards}; take a divisor")
-    return Sharding(kind, world.size // shards, shards, reason)
+    return Sharding(kind, world.size // shards, shards, reason, within_machine=shards <= world.local_size)
 
 
 def _by_size(state_gib: float, world: World, memory_gib: float | None) -> tuple[Literal["ddp", "fsdp", "hsdp"], str]:
@@ -119,7 +121,9 @@ class ShardedModel:
         stacks = [model.model.stack(name) for name in model.config.stacks]
         blocks = [block for stack in stacks for block in stack.layers]
         model.lm_head.forward = functools.partial(_head_loss, model.lm_head)  # type: ignore[method-assign,assignment]
-        self._reduction = HalfWidthReduction() if dtype == torch.bfloat16 and sharding.shards > 1 else None
+        self._reduction = None
+        if dtype == torch.bfloat16 and sharding.shards > 1 and sharding.within_machine:
+            self._reduction = HalfWidthReduction()
         self._units: list[FSDPModule] = [shard(unit) for unit in [*blocks, model.lm_head, model]]
         for unit in self._units:
             # The trainer divides by the supervised tokens of all ranks: gradients are added, not averaged.
@@ -192,7 +196,7 @@ class HalfWidthReduction:
 
     A bf16 gradient loses nothing on the wire, so the sums are those of a reduction in fp32: each rank gets its part of
     every other rank's gradient and adds them up. Gradients that were summed over micro-batches are fp32 and sent as
-    such.
+    such. Within a machine alone: between machines a reduce-scatter adds up on the way and sends less.
 
     FSDP asks for two tensors before each call: one for what is sent, then one for the result.
     """

@@ -28,9 +28,9 @@ from hrm_text.recipes.bench_attention import visible_pairs
 from hrm_text.recipes.budget import Budget, budget, parameters_by_part
 from hrm_text.recipes.budget_estimate import Estimate, attention_flops
 from hrm_text.recipes.budget_gpus import GPUS, find_gpu
-from hrm_text.recipes.budget_measurements import MEASUREMENTS, Measurement, predict
+from hrm_text.recipes.budget_measurements import EXCHANGES, MEASUREMENTS, ExchangeMeasurement, Measurement, predict
 from hrm_text.recipes.budget_memory import Recompute, Setup, kept_bytes, moments, peak_memory
-from hrm_text.recipes.budget_network import Group, Network, exchange, groups
+from hrm_text.recipes.budget_network import Group, Network, exchange, groups, unit_seconds
 from hrm_text.recipes.budget_run import Question, read_config, shares_of_k
 from hrm_text.recipes.budget_speed import backward_bytes, forward_bytes, product, step_time
 from hrm_text.recipes.budget_tables import show
@@ -88,6 +88,7 @@ def test_most_rows_had_no_part_in_setting_the_rates() -> None:
     ours = [row for row in MEASUREMENTS if row.ours]
     assert sum(row.fitted for row in ours) <= 4 < sum(not row.fitted for row in ours)
     assert {row.size for row in ours if not row.fitted} >= {"XL", "L", "B"}
+    assert {row.sharding for row in ours if row.gpus > 1 and not row.fitted} == {"ddp", "fsdp"}
 
 
 def test_the_documentation_shows_the_table_of_today() -> None:
@@ -103,8 +104,44 @@ def test_the_documentation_shows_the_table_of_today() -> None:
         if row.gib is not None:
             memory = f"{row.gib:.1f} | {found.gib:.1f} | {found.gib / row.gib - 1:+.1%}"
         lines.append(f"| {name} | {row.gpus} {row.gpu.upper()} | {time} | {memory} |")
+    documented(lines)
+
+
+def documented(lines: list[str]) -> None:
     table = "\n".join(lines)
     assert table in (ROOT / "docs" / "budget.md").read_text(), f"put this into docs/budget.md:\n{table}"
+
+
+@pytest.mark.parametrize("row", EXCHANGES, ids=lambda row: f"{row.name} of a {row.unit}")
+def test_the_model_meets_exchanges_by_themselves(row: ExchangeMeasurement) -> None:
+    assert row.predicted_ms == pytest.approx(row.ms, rel=0.03 if row.fitted else 0.15)
+
+
+def test_the_documentation_shows_exchanges_of_today() -> None:
+    lines = ["| | measured, ms | predicted | |", "|---|---:|---:|---:|"]
+    for row in EXCHANGES:
+        name = f"{row.name}, {'bf16' if row.element_bytes == 2 else 'fp32'}, {row.unit}"
+        name += " (rates were set by it)" if row.fitted else ""
+        lines.append(f"| {name} | {row.ms:.3f} | {row.predicted_ms:.3f} | {row.predicted_ms / row.ms - 1:+.1%} |")
+    documented(lines)
+
+
+def test_the_documentation_shows_the_scaling_of_today() -> None:
+    lines = [
+        "| GPUs | sharding | tokens a step | passes of a GPU | GiB of a GPU | tokens/s | a GPU, of one alone "
+        "| exchange, ms a step | exposed, ms | lost beside it, ms | days | dollars |",
+        "|" + "---:|" * 12,
+    ]
+    found = budget(config("XL"), Question(gpus=(1, 2, 8, 16, 64), gpu="h200", tokens=56e9)).estimates
+    for one in found:
+        share = one.tokens_per_second / one.gpus / found[0].tokens_per_second
+        sharding = "-" if one.gpus == 1 else one.sharding.partition(",")[0]
+        lines.append(
+            f"| {one.gpus} | {sharding} | {one.micro_batches * one.tokens_per_batch:,} | {one.passes} | {one.gib:.1f} "
+            f"| {one.tokens_per_second:,.0f} | {share:.1%} | {one.exchange_ms:.0f} | {one.exposed_ms:.1f} "
+            f"| {one.ms_by_part.get('exchange, contention', 0):.0f} | {one.days:.3g} | {one.dollars:,.0f} |"
+        )
+    documented(lines)
 
 
 # ------------------------------------------------------------------------------------------------------- parameters ---
@@ -289,11 +326,63 @@ def test_a_ring_by_hand() -> None:
     network = Network(link=400e9, between=50e9)
     latency = rates.COLLECTIVE_SECONDS
     assert Group(1, 1).seconds(1e9, network) == 0
-    assert Group(2, 2).seconds(8e9, network) == pytest.approx(4e9 / (0.8 * 400e9) + latency)
+    assert Group(2, 2).seconds(8e9, network) == pytest.approx(4e9 / (0.565 * 400e9) + latency)
     # Four machines of two: two adapters each, seven eighths of the bytes, six more hops.
     expected = 7e9 / (0.8 * 100e9) + latency + 6 * rates.HOP_SECONDS
     assert Group(8, 2).seconds(8e9, network) == pytest.approx(expected)
     assert Group(8, 2).seconds(8e9, network, times=2) == pytest.approx(2 * expected)
+
+
+def test_an_all_to_all_by_hand() -> None:
+    network = Network(link=400e9, between=50e9)
+    latency = rates.COLLECTIVE_SECONDS
+    assert Group(1, 1).all_to_all_seconds(1e9, network) == 0
+    assert Group(2, 2).all_to_all_seconds(8e9, network) == pytest.approx(4e9 / (0.565 * 400e9) + latency)
+    # Four machines of two: six eighths of a rank's bytes leave by its own adapter.
+    expected = 6e9 / (0.8 * 50e9) + latency + 6 * rates.HOP_SECONDS
+    assert Group(8, 2).all_to_all_seconds(8e9, network) == pytest.approx(expected)
+    # Adapters as fast as need be leave the links as the bound.
+    fast = Network(link=400e9, between=4e12)
+    expected = 7e9 / (0.565 * 400e9) + latency + 6 * rates.HOP_SECONDS
+    assert Group(8, 2).all_to_all_seconds(8e9, fast) == pytest.approx(expected)
+
+
+def test_gradients_travel_in_bf16_where_shards_of_one_pass_do() -> None:
+    network, unit = Network(450e9, 50e9), 10**8
+    pair: dict[str, Any] = {"ranks": 2, "local_ranks": 2}
+    in_fp32 = Group(2, 2).seconds(4 * unit, network)
+    assert unit_seconds(Setup(XL, **pair, shards=2), unit, network)[1] < 0.55 * in_fp32
+    assert unit_seconds(Setup(XL, **pair, shards=2, passes=2), unit, network)[1] == in_fp32
+    assert unit_seconds(Setup(XL, **pair, shards=2, bf16_gradients=False), unit, network)[1] == in_fp32
+    assert unit_seconds(Setup(XL, **pair), unit, network) == (0, 2 * in_fp32)  # ddp: an all-reduce
+    # Two machines of two: the shard of each travels in bf16, its sum in fp32.
+    machines = Setup(XL, ranks=4, local_ranks=2, shards=2)
+    expected = Group(2, 2).all_to_all_seconds(2 * unit, network) + Group(2, 1).seconds(2 * unit, network, times=2)
+    assert unit_seconds(machines, unit, network)[1] == pytest.approx(expected)
+    gpu, work = find_gpu("h200"), synthetic_work("anchor", 12_288)
+    for passes, summed in ((1, True), (2, False)):
+        parts = step_time(Setup(XL, **pair, shards=2, passes=passes), 5, work, gpu, network).parts
+        assert ("sums over ranks" in parts) == summed
+    parts = step_time(Setup(XL, **pair, shards=2), 5, work, gpu, network).parts
+    assert parts["sums over ranks"] == pytest.approx((2 + 4 / 2) * XL.num_parameters / (0.2 * 4.8e12))
+
+
+def test_computing_is_slower_beside_what_it_hides() -> None:
+    blocks: dict[str, float] = {"forward": 2e-3, "backward": 3e-3, "head": 8e-3}
+    near = exchange(Setup(XL, ranks=2, local_ranks=2, shards=2), 5, Network(450e9, 50e9), **blocks)
+    assert near.on_links == pytest.approx(near.total)
+    assert near.lost == pytest.approx(1.6 * (near.total - near.exposed))
+    # By adapters one waits longer, and each second of that costs less; the more of them, the more it costs.
+    far = [
+        exchange(Setup(XL, ranks=2, local_ranks=1, shards=2), 5, Network(450e9, between), **blocks)
+        for between in (50e9, 25e9)
+    ]
+    in_fp32 = Setup(XL, ranks=2, local_ranks=2, shards=2, bf16_gradients=False)
+    for found in far:  # between machines gradients are fp32
+        assert found.on_links == pytest.approx(exchange(in_fp32, 5, Network(450e9, 50e9), **blocks).on_links)
+        assert 0.5 < found.lost / (found.total - found.exposed) < 0.8
+    assert near.lost < far[0].lost < far[1].lost
+    assert exchange(Setup(XL), 5, Network(450e9, 50e9), **blocks).lost == 0
 
 
 def test_the_groups_of_a_mesh() -> None:
@@ -313,15 +402,17 @@ def test_what_is_exposed_is_what_nothing_is_left_to_hide() -> None:
     # The embedding comes first in the forward pass and last in the backward pass, and one block beside it.
     table, block = XL.vocab_size * XL.hidden_size, XL.block_parameters
 
-    def sent(parameters: int, size: int) -> float:
-        return Group(2, 2).seconds(size * parameters, fast)
+    def sent(parameters: int) -> float:
+        return Group(2, 2).seconds(2 * parameters, fast)
 
-    least = sent(table, 2) + sent(block, 2) + sent(block, 4) + sent(table, 4)
+    least = 2 * (sent(table) + sent(block))
     assert exposed(fast, **pair) == pytest.approx(least)
     found = exchange(Setup(XL, **pair), 5, slow, forward=2e-3, backward=3e-3, head=8e-3)
     assert exposed(fast, **pair) < found.exposed < found.total
-    # A rank keeps its half, and sends of the rest each weight in 2 bytes and each gradient in 4.
-    assert found.sent_bytes == pytest.approx((2 + 4) * XL.num_parameters / 2)
+    # A rank keeps its half, and sends of the rest each weight and each gradient in 2 bytes, a sum of passes in 4.
+    assert found.sent_bytes == pytest.approx((2 + 2) * XL.num_parameters / 2)
+    summed = exchange(Setup(XL, **pair, passes=2), 5, slow, forward=2e-3, backward=3e-3, head=8e-3)
+    assert summed.sent_bytes == pytest.approx((2 + 4) * XL.num_parameters / 2)
     assert exchange(Setup(XL), 5, slow, forward=1, backward=1, head=1).total == 0
 
 
@@ -329,7 +420,7 @@ def test_with_two_calls_nothing_of_the_embedding_is_sent_back() -> None:
     pair = Setup(XL, ranks=2, local_ranks=2, shards=2)
     network = Network(450e9, 50e9)
     two, five = (exchange(pair, k, network, forward=2e-3, backward=3e-3, head=8e-3) for k in (2, 5))
-    assert five.sent_bytes - two.sent_bytes == pytest.approx(4 * XL.vocab_size * XL.hidden_size / 2)
+    assert five.sent_bytes - two.sent_bytes == pytest.approx(2 * XL.vocab_size * XL.hidden_size / 2)
 
 
 # --------------------------------------------------------------------------------------------------------- estimate ---
@@ -357,6 +448,9 @@ def test_days_dollars_and_checkpoints_follow_from_speed_and_size() -> None:
     assert found.dollars == pytest.approx(found.days * 24 * 16 * 3.0)
     assert found.checkpoints.gib == pytest.approx(16 * XL.num_parameters / 2**30)
     assert found.checkpoints.count == -(-found.steps // 1000)
+    two = estimate("XL", gpus=(2,), gpu="h200").checkpoints  # as measured
+    assert two.copy_seconds == pytest.approx(0.2, rel=0.15)
+    assert two.first_copy_seconds == pytest.approx(4.9, rel=0.15)
     assert found.checkpoints.kept_gib == pytest.approx(3 * found.checkpoints.gib)
     assert 0.2 < found.mfu < 0.6
     short = estimate("XL", "--max_steps", "100", gpus=(16,))
