@@ -125,7 +125,7 @@ def kills(bench: Bench, count: int, rng: random.Random) -> Result:
                 send(running.process.pid, signal.SIGKILL)
                 for rank in ranks.values() if victims == "all" else ():
                     send(rank, signal.SIGKILL)
-            while_saving += being_saved(running.folder, running.began) is not None
+            while_saving += being_saved(running.folder, killed_at - 0.5) is not None
             counted[f"{victims} while {moment}"] += 1
             # Ranks that had not begun when their launcher was killed cannot know that it ever was there. They look for
             # it until they give up, and can neither train nor save without it.
@@ -375,10 +375,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--every", type=int, default=10, help="steps from one checkpoint to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--sharding", choices=["ddp", "fsdp", "hsdp"], default="fsdp")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--faults", nargs="+", help="some of the faults alone")
     given = parser.parse_args(arguments)
-    bench = Bench(given.work.resolve(), given.ranks, given.steps, given.every)
+    bench = Bench(given.work.resolve(), given.ranks, given.steps, given.every, given.sharding)
     faults: dict[str, Callable[[], Result]] = {
         "kills": lambda: kills(bench, given.kills, random.Random(given.seed)),
         "terminated": lambda: terminated(bench),

@@ -43,6 +43,7 @@ class Bench:
     ranks: int
     steps: int
     every: int
+    sharding: str
 
     def settings(self, name: str) -> dict[str, Any]:
         """Of a run of that name, as its YAML file has them."""
@@ -53,7 +54,7 @@ class Bench:
             "data": {"sampled": str(self.work / "data" / "sampled"), "tokens_per_batch": 96, "micro_batches": 4},
             "optimizer": {"lr": {"peak": 3e-3, "warmup_steps": 10}, "ema_decay": 0.99},
             "checkpoint": {"every_steps": self.every, "keep_last": 3},
-            "distributed": {"timeout_seconds": 60},
+            "distributed": {"timeout_seconds": 60, "sharding": self.sharding},
             "logging": {"tensorboard": False},
             "max_steps": self.steps,
         }

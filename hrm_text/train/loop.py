@@ -384,7 +384,7 @@ class Trainer:
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             nonlocal asked_at
-            # Under torchrun one Ctrl-C arrives twice: from the terminal, and handed on by the launcher.
+            # Ranks may hear of one wish twice: from a batch system, and handed on by their launcher.
             if self.stop_requested and (self.world.size == 1 or time.monotonic() - asked_at > SAME_SIGNAL_SECONDS):
                 raise KeyboardInterrupt
             self.stop_requested, asked_at = True, time.monotonic()

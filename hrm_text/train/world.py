@@ -16,6 +16,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from hrm_text.contracts import UserError
+from hrm_text.train.meeting import own_store
+from hrm_text.train.watchdog import end_with_launcher
 
 Value = TypeVar("Value")
 
@@ -96,6 +98,8 @@ def joined(device: Literal["cpu", "cuda", "mps"], timeout_seconds: float) -> Ite
     Raises:
         UserError: there are fewer GPUs than ranks on this machine, or the device knows no ranks.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_launcher()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -112,8 +116,8 @@ def joined(device: Literal["cpu", "cuda", "mps"], timeout_seconds: float) -> Ite
             )
         torch.cuda.set_device(local_rank)
     timeout = timedelta(seconds=2 * timeout_seconds)
-    # The store that torchrun made; under another prefix after every restart.
     store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+    store = own_store(store, rank, size, 2 * timeout_seconds)  # torchrun's is not fresh after a restart
     store.set_timeout(timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
@@ -124,15 +128,15 @@ def joined(device: Literal["cpu", "cuda", "mps"], timeout_seconds: float) -> Ite
         device_id=torch.device("cuda", local_rank) if device == "cuda" else None,
     )
     host_group, saving_group = (dist.new_group(backend="gloo", timeout=_HOSTS_MAY_TAKE) for _ in range(2))
-    own_store = PrefixStore("ranks", store)
-    world = World(rank, size, local_rank, local_size, own_store, host_group, saving_group)
+    ranks_store = PrefixStore("ranks", store)
+    world = World(rank, size, local_rank, local_size, ranks_store, host_group, saving_group)
     try:
         yield world
     except UserError as error:
-        if rank and _is_told_by_main(own_store, str(error)):
+        if rank and _is_told_by_main(ranks_store, str(error)):
             raise SystemExit(1) from None
         if rank == 0:
-            own_store.set("error", str(error))
+            ranks_store.set("error", str(error))
             raise
         raise UserError(f"rank {rank} of {size}: {error}") from error
     # Not after an error: the others may be waiting for this rank in an exchange, which ends when its process does.
