@@ -309,7 +309,7 @@ def test_every_kind_of_setting_can_be_overridden(chain: Chain, monkeypatch: pyte
     seen: list[Any] = []
 
     class NoTrainer:
-        def __init__(self, config: Any, hooks: Any) -> None:
+        def __init__(self, config: Any, hooks: Any, world: Any) -> None:
             seen.append(config)
             raise KeyboardInterrupt
 
@@ -343,7 +343,7 @@ def test_bad_records_are_counted_by_kind_or_stop_the_command(chain: Chain, tmp_p
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(chain: Chain, tmp_path: Path) -> None:
     settings = ("--run", tmp_path / "run", "--max-steps", 2, "--checkpoint.every_steps", 1, "--logging.tensorboard", 0)
     assert run("train", chain.folder / "run.yaml", *settings).code == 0
-    (tmp_path / "run" / "checkpoints" / "step_00000002" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "run" / "checkpoints" / "step_00000002" / "rank_00000_00.safetensors").write_bytes(b"")
     outcome = run("export", tmp_path / "run", tmp_path / "weights", "--raw", "--dtype", "bfloat16")
     assert outcome.code == 0
     assert outcome.err.startswith("warning: ")

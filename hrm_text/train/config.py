@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hrm_text.data.storage import location
+from hrm_text.data.storage import Location, location
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.lora import LoraConfig
 from hrm_text.settings import settings, to_mapping
@@ -16,8 +16,12 @@ from hrm_text.train.schedule import CreditAssignment, LearningRate
 Count = Annotated[int, Field(ge=1)]
 
 
-Place = Annotated[Path | str, AfterValidator(location)]
-"""A path, or the URL of a store that fsspec knows."""
+def _located(place: Location | None) -> Location | None:
+    return None if place is None else location(place)
+
+
+Place = Annotated[Path | str | None, AfterValidator(_located)]
+"""A path, the URL of a store that fsspec knows, or null."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(lambda given: [given] if isinstance(given, (str, Path)) else given)]
 """One path or several."""
 AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
@@ -27,7 +31,7 @@ AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash"
 class DataConfig:
     """Where the batches come from and how large they are."""
 
-    sampled: Place | None = None
+    sampled: Place = None
     """Sampled folder (hrm-text data sample): its epochs are the run."""
     records: Paths | None = None
     """In its place, records: JSONL or Parquet files, or folders of them. They are tokenised and sampled into RUN/data
@@ -88,7 +92,7 @@ class OptimizerConfig:
 class ValidationConfig:
     """Loss and accuracy on records that were not trained on."""
 
-    sampled: Place | None = None
+    sampled: Place = None
     """Sampled folder of held-out records; null is no validation."""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """With data.records: the share of them that is held out and validated on, chosen by their content alone."""

@@ -52,7 +52,7 @@ def test_steps_equal_the_definition(dtype: torch.dtype, grad_dtype: torch.dtype)
             optimizer.step(gradients, finite)
     assert fused.step_count == plain.step_count == 10
     ours, definition = fused.state_dict(), plain.state_dict()
-    for group, atol in (("master", 1e-6), ("ema", 1e-6), ("exp_avg", 1e-6), ("exp_avg_sq", 0.0)):
+    for group, atol in (("weights", 1e-6), ("ema", 1e-6), ("exp_avg", 1e-6), ("exp_avg_sq", 0.0)):
         for name in definition[group]:
             torch.testing.assert_close(ours[group][name], definition[group][name], rtol=2e-6, atol=atol)
     for name, parameter in plain.parameters.items():
@@ -60,7 +60,7 @@ def test_steps_equal_the_definition(dtype: torch.dtype, grad_dtype: torch.dtype)
             torch.testing.assert_close(fused.parameters[name], parameter, rtol=2e-6, atol=1e-6)
         else:  # of the two fp32 weights, which differ in their last bits, each is rounded as the definition does it
             rounded, remainder = torch.empty_like(parameter), torch.empty_like(parameter, dtype=torch.int16)
-            split_(ours["master"][name], rounded, remainder)
+            split_(ours["weights"][name], rounded, remainder)
             assert torch.equal(fused.parameters[name], rounded)
 
 
