@@ -59,14 +59,6 @@ class World:
         if self.host_group is not None:
             dist.barrier(group=self.host_group)
 
-    def from_main(self, value: Value) -> Value:
-        """The value that rank 0 gave, on every rank; plain data only."""
-        if self.host_group is None:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.host_group)
-        return box[0]
-
     def gathered(self, value: Value) -> list[Value]:
         """The value of each rank, on every rank; plain data only."""
         if self.host_group is None:
