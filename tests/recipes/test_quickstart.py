@@ -217,8 +217,8 @@ def failing_once(function: Callable[..., Any], after: int) -> Callable[..., Any]
     """The function, but its call number ``after`` does its work and then raises."""
     calls = itertools.count(1)
 
-    def wrapped(*arguments: Any) -> Any:
-        result = function(*arguments)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
         if next(calls) == after:
             raise Interrupted
         return result

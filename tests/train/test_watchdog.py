@@ -62,9 +62,7 @@ def ranks() -> Iterator[Callable[..., Ranks]]:
 def stop(dog: Watchdog) -> None:
     """What a stopped process does: neither of the threads does anything any more, and nothing is said about it."""
     nobody = PrefixStore("nobody", HashStore())
-    nobody.set_timeout(
-        timedelta(seconds=0.05)
-    )  # a thread that is reading finds nothing there, and must not wait for it
+    nobody.set_timeout(timedelta(seconds=0.05))  # a thread that reads must not wait for what is not there
     dog._store = nobody  # the last word goes where nobody reads
     dog._closed.set()
     for thread in dog._threads:
