@@ -57,11 +57,10 @@ class Sharding:
     """Whether the ranks that share a copy are on one machine."""
 
     def __str__(self) -> str:
-        copies = f"{self.replicas} copies" if self.replicas > 1 else "one copy"
-        over = f"each over {self.shards} ranks" if self.replicas > 1 else f"over {self.shards} ranks"
-        return f"{self.kind}, {copies if self.shards > 1 else 'a copy on each rank'}" + (
-            f" {over}" if self.shards > 1 else ""
-        )
+        if self.shards == 1:
+            return f"{self.kind}, a copy on each rank"
+        copies = "one copy" if self.replicas == 1 else f"{self.replicas} copies each"
+        return f"{self.kind}, {copies} over {self.shards} ranks"
 
 
 def chosen_sharding(config: DistributedConfig, model: ModelConfig, world: World, memory_bytes: int | None) -> Sharding:
@@ -115,7 +114,6 @@ class ShardedModel:
         dtype: of the computation. requantise: whether blocks keep FP8 copies of their weights.
         """
         self.model, self.mesh = model, _mesh(sharding, model.lm_head.weight.device.type)
-        self._requantise = requantise
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         shard = functools.partial(fully_shard, mesh=self.mesh, mp_policy=policy, reshard_after_forward=False)
         stacks = [model.model.stack(name) for name in model.config.stacks]
