@@ -249,6 +249,10 @@ class Trainer:
         if self.skipped_in_a_row == 1:
             self._warn(f"step {step}: loss or gradient is not finite; the step was skipped")
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            try:
+                self._tell_of_saves(wait=True)  # one may be half written still, and it is where the run continues
+            except UserError as error:
+                self._warn(f"not saved: {error}")
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last was step "
                 f"{step}. Lower optimizer.lr.peak or lengthen its warm-up, check the data of these steps, and run "

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hrm_text.model.checkpoint_files import load_state, step_folders
 from hrm_text.model.config import RECURRENCE
 from hrm_text.model.head import LossSums
 from hrm_text.settings import from_mapping, read_yaml
+from hrm_text.train.checkpoint_storage import Writer
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.hooks import JsonlMetrics
 from hrm_text.train.loop import Trainer, resolved
@@ -129,7 +131,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(config: Mak
     assert torch.equal(weight, before)
 
 
-def test_five_in_a_row_stop_the_run_with_advice(config: MakeConfig, recorder: Any) -> None:
+def test_five_in_a_row_stop_the_run_with_advice(
+    config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkpoint that takes longer to become whole than the two steps after it.
+    finish = Writer.finish
+
+    def slowly(writer: Writer, **written: Any) -> None:
+        time.sleep(1)
+        finish(writer, **written)
+
+    monkeypatch.setattr(Writer, "finish", slowly)
     settings = config({"checkpoint.every_steps": 3, "data.tokens_per_batch": 64})
     trainer = Trainer(settings, [recorder])
     with torch.no_grad():
