@@ -184,6 +184,8 @@ class Trainer:
                 self.step, self.total_steps, outcome, seconds, self.last_checkpoint, self.stalled_seconds
             )
             self.hooks.on_end(summary)
+            if self.world.size == 1:
+                self.saver.close()  # whoever catches an error may continue this run, from what is being written now
         self.saver.close()
         if self.watchdog is not None:
             self.watchdog.close()

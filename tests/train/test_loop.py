@@ -134,14 +134,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(config: Mak
 def test_five_in_a_row_stop_the_run_with_advice(
     config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A checkpoint that takes longer to become whole than the two steps after it.
-    finish = Writer.finish
-
-    def slowly(writer: Writer, **written: Any) -> None:
-        time.sleep(1)
-        finish(writer, **written)
-
-    monkeypatch.setattr(Writer, "finish", slowly)
+    slow_checkpoints(monkeypatch)
     settings = config({"checkpoint.every_steps": 3, "data.tokens_per_batch": 64})
     trainer = Trainer(settings, [recorder])
     with torch.no_grad():
@@ -159,6 +152,38 @@ def test_five_in_a_row_stop_the_run_with_advice(
     assert (again.skipped, again.skipped_in_a_row) == (3, 3)
     with pytest.raises(UserError, match="the last was step 5"):
         again.run()
+
+
+def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints take longer to become whole than the steps after them."""
+    finish = Writer.finish
+
+    def slowly(writer: Writer, **written: Any) -> None:
+        time.sleep(1)
+        finish(writer, **written)
+
+    monkeypatch.setattr(Writer, "finish", slowly)
+
+
+def test_an_error_in_training_loses_no_checkpoint_that_is_being_written(
+    config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_checkpoints(monkeypatch)
+
+    settings = config({"checkpoint.every_steps": 3, "validation.sampled": None})
+    trainer = Trainer(settings, [recorder])
+    run, calls = trainer.training.run, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("a kernel failed")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(trainer.training, "run", failing)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        trainer.run()
+    assert Trainer(settings, [recorder]).step == 3
 
 
 # ------------------------------------------------------------------------------------------------------ a whole run --
