@@ -30,7 +30,7 @@ from hrm_text.data.records import find_record_files, write_jsonl
 from hrm_text.eval.runner import evaluate
 from hrm_text.eval.tasks import load_tasks
 from hrm_text.files import read_json, whole_file, write_json
-from hrm_text.infer.engine import TextModel, load
+from hrm_text.infer.text_model import TextModel, load
 from hrm_text.recipes.train import train
 from hrm_text.train.starting import train_config
 

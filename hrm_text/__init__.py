@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 __all__ = ["build", "load", "preset"]
 
 if TYPE_CHECKING:
-    from hrm_text.infer.engine import load
+    from hrm_text.infer.text_model import load
     from hrm_text.model.config import preset
     from hrm_text.model.recurrence import build
 
-_HOMES = {"load": "hrm_text.infer.engine", "build": "hrm_text.model.recurrence", "preset": "hrm_text.model.config"}
+_HOMES = {"load": "hrm_text.infer.text_model", "build": "hrm_text.model.recurrence", "preset": "hrm_text.model.config"}
 
 
 def __getattr__(name: str) -> object:

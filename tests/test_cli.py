@@ -179,7 +179,7 @@ def test_prompts_come_from_the_command_line_a_file_and_stdin(
 
 
 def test_one_prompt_is_answered_as_it_is_made(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hrm_text.infer.engine import TextModel
+    from hrm_text.infer.text_model import TextModel
 
     pieces: list[str] = []
     stream = TextModel.stream
@@ -256,7 +256,7 @@ def test_tasks_that_are_not_there_are_errors(chain: Chain, tasks: str, message: 
     [
         (["tran"], "unknown command 'tran': did you mean 'train'? The commands are quickstart, data, train, "),
         (["data", "tokenise"], "unknown command 'tokenise': did you mean 'tokenize'? The commands are sources, "),
-        (["bench", "trian"], "unknown command 'trian': did you mean 'train'? The commands are train, attention"),
+        (["bench", "trian"], "unknown command 'trian': did you mean 'train'? The commands are train, decode, "),
         (["bench", "train", "--size", "XM"], "unknown size 'XM'; the sizes are tiny, "),
         (["bench", "train", "--blocks", "fusd"], "bench train: blocks: Input should be 'auto', 'plain', 'compiled' or"),
         (["bench", "train", "--compare", "block=plain"], "--compare: unknown key 'block'; did you mean 'blocks'?"),

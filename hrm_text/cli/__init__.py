@@ -16,6 +16,7 @@ from tyro.conf import arg
 from hrm_text.cli.bench_commands import COMMANDS as BENCH_COMMANDS
 from hrm_text.cli.budget_command import budget, budget_with_overrides
 from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
+from hrm_text.cli.serve_command import serve
 from hrm_text.cli.terminal import escape, notes, print_json
 from hrm_text.cli.train_command import train, train_with_overrides
 from hrm_text.cli.weights_commands import eval_, export, generate, import_reference
@@ -53,7 +54,7 @@ def data() -> None:
 
 
 def bench() -> None:
-    """Measure this machine: train, attention (`hrm-text bench --help`)."""
+    """Measure this machine: train, decode, attention, data (`hrm-text bench --help`)."""
     raise AssertionError("main() hands the commands below `bench` on")
 
 
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_reference,
     "generate": generate,
+    "serve": serve,
     "eval": eval_,
     "bench": bench,
 }
@@ -78,7 +80,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 DESCRIPTIONS = {
     "": "Pretrain, evaluate, export and run HRM-Text models.",
     "data": "From records to the epochs that training reads.",
-    "bench": "Measure how fast this machine trains, on random weights and random samples.",
+    "bench": "Measure how fast this machine trains and answers, on random weights and random samples.",
 }
 
 

@@ -88,6 +88,60 @@ def train(
         Console().print(as_table(timings))
 
 
+def decode(
+    size: str = "XL",
+    architecture: str = "hrm",
+    batch: tuple[int, ...] = (1, 16, 64),
+    prompt: int = 256,
+    steps: int = 64,
+    warmup: int = 8,
+    quantize: Literal["none", "int8"] = "none",
+    kv_cache: Literal["auto", "int8"] = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    vs: Literal["transformers"] | None = None,
+    json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Time the engine on random weights and prompts: ms per step, tokens/s, prompts, time to the first token.
+
+    Args:
+        size: named size of the model
+        architecture: plan of module calls
+        batch: texts made together, each number measured
+        prompt: tokens of each prompt
+        steps: timed steps
+        warmup: steps before the clock starts
+        quantize: int8 keeps the weights of the blocks in 8 bits
+        kv_cache: int8 keeps keys and values in 8 bits
+        dtype: auto, float32 or bfloat16
+        device: auto, cpu, cuda or mps
+        vs: transformers answers the same prompts with the same weights
+        json: print one JSON object per batch and system
+    """
+    from hrm_text.recipes.bench_decode import DecodeConfig, as_table, bench_decode
+    from hrm_text.settings import from_mapping
+
+    values = {
+        "size": size,
+        "architecture": architecture,
+        "prompt": prompt,
+        "steps": steps,
+        "warmup": warmup,
+        "quantize": quantize,
+        "kv_cache": kv_cache,
+        "dtype": dtype,
+        "device": device,
+    }
+    config = from_mapping(DecodeConfig, values, "bench decode")
+    with notes().status("timing decoding steps"):
+        timings = bench_decode(config, batch, vs)
+    if json:
+        for timing in timings:
+            print_json(dataclasses.asdict(timing))
+    else:
+        Console().print(as_table(timings))
+
+
 def attention(
     tokens: int = 12_288,
     heads: int = 12,
@@ -171,4 +225,4 @@ def data(
         show(timings, Console())
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"train": train, "attention": attention, "data": data}
+COMMANDS: dict[str, Callable[..., None]] = {"train": train, "decode": decode, "attention": attention, "data": data}

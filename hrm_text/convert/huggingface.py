@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrm_text.contracts import UserError
 from hrm_text.convert.card import Card, Rows, Score, render
+from hrm_text.data.prompt import parse_condition
 from hrm_text.data.tokenizer import (
     BOQ,
     EOA,
@@ -50,6 +51,7 @@ def export(
     raw: bool = False,
     dtype: str | None = None,
     tokenizer: Path | None = None,
+    condition: str | None = None,
     name: str | None = None,
     license: str | None = "apache-2.0",
     about_data: str = "",
@@ -65,14 +67,17 @@ def export(
         raw: the weights of the last step in the place of their moving average, which is what is meant to be released.
         dtype: of the stored weights; None is the one the run computed in.
         tokenizer: folder, in case the one that the run was trained with has moved.
+        condition: tags such as synth,cot, that prompts are answered under where none is named; None is direct.
         name: title of the card; None is the name of ``out``.
         license, about_data, scores, scored_on: facts for the card that a checkpoint does not hold.
         warn: is told of damaged checkpoints that were passed over.
 
     Raises:
         UserError: the checkpoint is missing, damaged or of another model than its config says; the tokenizer is not
-            the run's; ``out`` may not be replaced.
+            the run's; the condition names an unknown tag; ``out`` may not be replaced.
     """
+    if condition is not None:
+        condition = ",".join(parse_condition(condition))
     folder = find_checkpoint(checkpoint, warn)
     saved = load_state(folder)
     state, settings = saved.state, saved.config
@@ -95,7 +100,7 @@ def export(
         scores=scores,
         scored_on=scored_on,
     )
-    return write_folder(out, config, tensors, element, tokenizer, card)
+    return write_folder(out, config, tensors, element, tokenizer, card, condition)
 
 
 def begun_from(state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -123,13 +128,14 @@ def write_folder(
     dtype: torch.dtype,
     tokenizer: Path | None,
     card: Card,
+    condition: str | None = None,
 ) -> Path:
     """Write a weights folder, whole or not at all; returns it. A folder with anything else in it is refused."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     if others := sorted(names - FOLDER_FILES):
         raise UserError(f"{out}: holds {others[0]}, which would be lost; choose another folder for the weights")
     with whole_folder(out) as beside:
-        write_weights(beside, config, tensors, dtype, special_ids(tokenizer))
+        write_weights(beside, config, tensors, dtype, special_ids(tokenizer), condition)
         if tokenizer is not None:
             file = tokenizer_file(tokenizer)
             shutil.copyfile(file, beside / "tokenizer.json")

@@ -100,6 +100,7 @@ class PromptFormat:
             ) from None
         self.boq_id, self.eoq_id, self.eoa_id = (self._control_id(token) for token in tokens.values())
         self._tag_ids = {tag: self._control_id(token) for tag, token in tags.items()}
+        self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _control_id(self, token: str) -> int:
         """The id of a control token, once it is certain that no text can produce it."""

@@ -1,170 +1,426 @@
-"""The engine: a weights folder in, answers out."""
+"""The engine: many requests, each joining and leaving the batch between two steps."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hrm_text.contracts import UserError
-from hrm_text.data.prompt import PromptFormat
-from hrm_text.data.tokenizer import load_tokenizer, run_tokenizer, tokenizer_info
-from hrm_text.infer.cache import KeyValueCache
-from hrm_text.infer.sampling import Sampler, Sampling
-from hrm_text.model.attention import Spans
-from hrm_text.model.checkpoint_files import find_checkpoint, load_state, step_folders
+from hrm_text.infer import memory
+from hrm_text.infer.answering import Answering
+from hrm_text.infer.cache import Pages
+from hrm_text.infer.lane import Lane, with_cycles
+from hrm_text.infer.prefill import prefill
+from hrm_text.infer.requests import Cycles, FinishReason, KeyValues, Piece, Request, TokenScore
+from hrm_text.infer.sampling import Chosen, RowState, Sampler
+from hrm_text.infer.steps import make_step, prepare
+from hrm_text.infer.text import Text
+from hrm_text.infer.text_stream import TextStream, token_text
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.origin import model_tensors
-from hrm_text.model.recurrence import RecurrentLM
-from hrm_text.model.weights import empty, parse_dtype, read_model
+from hrm_text.model.paged import PagedKeyValues
+from hrm_text.model.plan import plan
+
+PREFILL_TOKENS = 8192
+"""Prompt tokens in one pass: about what fills a GPU; more would only hold up those who wait for their next token."""
 
 
-class TextModel:
-    """A model with its tokenizer: logits of ids, and responses to prompts (the ``Engine`` of the contracts)."""
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Where the engine stands; the totals are since it was made."""
 
-    def __init__(self, module: RecurrentLM, prompt_format: PromptFormat, batch_size: int = 128) -> None:
-        self.module = module.eval()
-        self.prompt_format = prompt_format
-        self.batch_size = batch_size
+    running: int
+    waiting: int
+    cache_tokens: int
+    """Tokens the cache has room for."""
+    cache_tokens_used: int
+    """Of those, in pages that hold something, be it only for texts to come."""
+    prompt_tokens_total: int
+    cached_prompt_tokens_total: int
+    """Prompt tokens that did not have to be computed."""
+    generated_tokens_total: int
+    preemptions_total: int
+    """How often a text gave its memory to an older one, to be continued later."""
+    steps_total: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the device has been asked to choose, on its way to the host."""
+
+    texts: list[Text]
+    chosen: Chosen
+    ids_B: Tensor
+    """The token ids in the host's memory, once ``ready`` says so."""
+    ready: torch.cuda.Event | None
+
+
+class DecodingEngine:
+    """Continuous batching over a paged cache. One thread drives it: ``submit``, then ``step`` while there is work.
+
+    Requests are taken in the order they came. One that does not fit waits, and the youngest text gives its memory up
+    when an older one needs it, to be continued where it was: none is dropped. What a request says does not depend on
+    what runs beside it, but for the rounding of batches of different size.
+    """
+
+    def __init__(
+        self,
+        model: Answering,
+        *,
+        max_batch: int = 64,
+        cache_tokens: int | None = None,
+        kv_cache: KeyValues = "auto",
+        page_size: int | None = None,
+    ) -> None:
+        """Take the memory.
+
+        Args:
+            model: what answers.
+            max_batch: texts that take a step together.
+            cache_tokens: tokens, of prompts and responses, to have room for; None: as many as the memory left takes.
+            kv_cache: auto keeps keys and values in the model's dtype; int8 in half or a quarter of the memory.
+            page_size: tokens of a page; None: what suits the device.
+
+        Raises:
+            UserError: max_batch or cache_tokens below 1.
+        """
+        if max_batch < 1:
+            raise UserError(f"max_batch must be at least 1, found {max_batch}")
+        if cache_tokens is not None and cache_tokens < 1:
+            raise UserError(f"cache_tokens must be at least 1, found {cache_tokens}")
+        self.model, self.max_batch = model, max_batch
+        config, weight = model.config, model.module.lm_head.weight
+        self.device = weight.device
+        prepare(model.module)
+        page_size = page_size or memory.page_size(self.device)
+        dtype = torch.int8 if kv_cache == "int8" else weight.dtype
+        tokens = cache_tokens or memory.cache_tokens(config, dtype, self.device, max_batch)
+        self.pages = Pages(1 + -(-tokens // page_size), page_size)
+        self.cache = PagedKeyValues.allocate(config, self.pages.num_pages, page_size, self.device, dtype)
+        self.sampler = Sampler(model.vocab_size, self.device)
+        self.cycles = Cycles(config.H_cycles, config.L_cycles)
+        # On a GPU the host looks at a step's tokens while the next one runs; a CPU would only do work for nothing.
+        self._most_pending = 1 if self.device.type == "cuda" else 0
+        self._lanes: dict[Cycles, Lane] = {}
+        self._running: dict[int, Text] = {}
+        self._waiting: deque[Text] = deque()
+        self._pending: deque[Launch] = deque()
+        self._pieces: list[Piece] = []
+        self._submitted = 0
+        self._blocked_at: int | None = None
+        self._prompt_tokens = self._cached_tokens = self._generated = self._preemptions = self._steps = 0
+
+    # ------------------------------------------------------------------------------------------------------ asking ---
+
+    def submit(self, request: Request) -> int:
+        """Put a request behind those that wait; its number, which its pieces bear.
+
+        Raises:
+            UserError: it could never run: too long, an unknown token, more cycles than the cache has slots for.
+        """
+        config = self.model.config
+        prompt = request.num_prompt_tokens
+        if prompt >= config.max_position_embeddings:
+            raise UserError(
+                f"the prompt has {prompt:,} tokens with its condition and the context is "
+                f"{config.max_position_embeddings:,}: no room for a response. Shorten the prompt."
+            )
+        most = min(request.max_new_tokens, config.max_position_embeddings - prompt)
+        if prompt + most > self.pages.num_tokens:
+            raise UserError(
+                f"the prompt has {prompt:,} tokens and may get {most:,} more, and the cache has room for "
+                f"{self.pages.num_tokens:,}: ask for less, or give the cache more memory"
+            )
+        ids = [token for turn in request.turns for token in (*turn.prefix_ids, *turn.response_ids)]
+        for token in (*ids, *request.sampling.logit_bias):
+            if not 0 <= token < self.model.vocab_size:
+                raise UserError(f"token id {token} is not one of the tokenizer's {self.model.vocab_size:,}")
+        cycles = self._checked(request.cycles)
+        decode = self.model.prompt_format.decode
+        text = Text(
+            number=self._submitted,
+            request=request,
+            cycles=cycles,
+            most_tokens=most,
+            state=RowState(request.sampling, ids),
+            stream=TextStream(decode, request.stop),
+        )
+        self._submitted += 1
+        self._waiting.append(text)
+        return text.number
+
+    def cancel(self, request: int) -> None:
+        """End a request; its last piece says so. One that has ended is left as it is."""
+        text = self._running.get(request) or next((text for text in self._waiting if text.number == request), None)
+        if text is not None:
+            self._finish(text, "cancelled")
 
     @property
-    def config(self) -> ModelConfig:
-        """The model's configuration."""
-        return self.module.config
+    def has_work(self) -> bool:
+        """Whether ``step`` has anything to do or to say."""
+        return bool(self._waiting or self._running or self._pending or self._pieces)
 
-    def logits(self, input_ids: Tensor, prefix_lengths: Tensor) -> Tensor:
-        """fp32 logits [B, T, V] of LongTensor ids [B, T]; prefix_lengths [B]: tokens seen both ways, 0 is causal."""
-        return self.module.logits(input_ids, prefix_lengths)
+    @property
+    def status(self) -> EngineStatus:
+        """Counts, for people and for meters."""
+        return EngineStatus(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            cache_tokens=self.pages.num_tokens,
+            cache_tokens_used=self.pages.num_tokens - self.pages.num_free * self.pages.page_size,
+            prompt_tokens_total=self._prompt_tokens,
+            cached_prompt_tokens_total=self._cached_tokens,
+            generated_tokens_total=self._generated,
+            preemptions_total=self._preemptions,
+            steps_total=self._steps,
+        )
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        condition: str = "direct",
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[str]:
-        """The response to each prompt, up to the end token, ``max_new_tokens`` or the end of the context.
+    # ----------------------------------------------------------------------------------------------------- working ---
 
-        Raises UserError for an unknown condition tag, or a prompt that leaves no room in the context.
-        """
-        ids: list[list[int]] = [[] for _ in prompts]
-        for index, token in self._tokens(prompts, condition, max_new_tokens, Sampling(temperature, top_p, seed)):
-            ids[index].append(token)
-        return [self.prompt_format.decode(response) for response in ids]
+    def step(self) -> list[Piece]:
+        """Take in who waits, make one more token of every text, and tell what has become final since."""
+        self._admit()
+        self._collect(self._most_pending)
+        for lane in list(self._lanes.values()):
+            if len(lane):
+                self._decode(lane)
+        idle = not any(len(lane) for lane in self._lanes.values())
+        self._collect(0 if idle else self._most_pending)
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        condition: str = "direct",
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """The response to one prompt in pieces as they are made; a piece never ends within a character."""
-        waiting: list[int] = []  # tokens whose bytes do not yet end a character
-        for _, token in self._tokens([prompt], condition, max_new_tokens, Sampling(temperature, top_p, seed)):
-            waiting.append(token)
-            text = self.prompt_format.decode(waiting)
-            if not text.endswith("\ufffd"):  # bytes of an unfinished character decode to this mark
-                yield text
-                waiting = []
-        yield self.prompt_format.decode(waiting)
+    def _admit(self) -> None:
+        """Give rows and pages to those who wait, in their order, as far as they last; compute their prompts."""
+        if self._waiting and self._blocked_at == self.pages.releases and self._running:
+            return
+        self._blocked_at = None
+        new: dict[Cycles, list[Text]] = {}
+        tokens = 0
+        contexts = set()
+        while self._waiting and tokens < PREFILL_TOKENS:
+            text = self._waiting[0]
+            lane = self._lane(text.cycles)
+            if len(lane) + len(new.get(text.cycles, ())) >= self.max_batch:
+                break
+            context = (text.cycles, text.turns[:-1], text.request.turns[-1].prefix_ids)
+            if context in contexts:
+                break  # the same prompt is computed in this step: its keys and values serve both in the next
+            if not self._give_pages(text):
+                self._blocked_at = self.pages.releases
+                break
+            self._waiting.popleft()
+            self._running[text.number] = text
+            if text.length == text.total - 1:  # all is there but the newest token, which the next step takes in
+                self._join(text, lane, text.ids()[-1])
+            else:
+                contexts.add(context)
+                new.setdefault(text.cycles, []).append(text)
+                tokens += text.total - text.length
+        for cycles, texts in new.items():
+            self._prefill(cycles, texts)
 
-    def _tokens(
-        self, prompts: Sequence[str], condition: str, max_new_tokens: int, sampling: Sampling
-    ) -> Iterator[tuple[int, int]]:
-        """(prompt number, token id) as they are chosen; end tokens are left out."""
-        if isinstance(prompts, str):
-            raise UserError("prompts must be a list of texts, found one text; write [text]")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-        context = self.config.max_position_embeddings
-        encoded = [self.prompt_format.prefix_ids(condition, prompt) for prompt in prompts]
-        for number, ids in enumerate(encoded):
-            if len(ids) >= context:
-                raise UserError(
-                    f"prompt {number + 1} has {len(ids)} tokens with its condition and the context is {context}: "
-                    "no room for a response. Shorten the prompt."
-                )
-        sampler = Sampler(sampling, len(prompts))
-        # Prompts of similar length share a batch, so that none waits long for a neighbour.
-        order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
-        for start in range(0, len(order), self.batch_size):
-            yield from self._batch(order[start : start + self.batch_size], encoded, max_new_tokens, sampler)
+    def _give_pages(self, text: Text) -> bool:
+        """Pages for what a text has and its next token, shared as far as others have the same; False: too few."""
+        size = self.pages.page_size
+        found, entry = self.pages.recall(text.cycles, text.turns)
+        found = min(found, text.total - 1)
+        whole = found // size
+        shared = entry.pages[: self.pages.needed(found)] if entry is not None else []
+        self.pages.share(shared)  # what is remembered makes way for new pages, but not these
+        count = self.pages.needed(text.total + 1) - whole
+        own = self.pages.take(count) if count <= self.pages.num_obtainable else None
+        if own is None:
+            self.pages.release(shared)
+            if self._running:
+                return False
+            # It is alone: all that is left to give up is what it would have shared.
+            self.pages.forget_all()
+            found, whole, shared = 0, 0, []
+            own = self.pages.take(self.pages.needed(text.total + 1))
+            assert own is not None, "submit has seen to that"
+        if len(shared) > whole:  # its own tokens go into the rest of the page, so it needs a copy
+            self.cache.copy_page(shared[whole], own[0])
+            self.pages.release(shared[whole:])
+        text.pages, text.length = [*shared[:whole], *own], found
+        if not text.num_tokens:
+            text.cached = found
+            self._prompt_tokens += text.total
+            self._cached_tokens += found
+        return True
 
-    @torch.inference_mode()
-    def _batch(
-        self, requests: list[int], encoded: list[list[int]], max_new_tokens: int, sampler: Sampler
-    ) -> Iterator[tuple[int, int]]:
-        """Prefill one batch in one packed pass, then decode it token by token."""
-        weight = self.module.lm_head.weight
-        device = weight.device
-        lengths = torch.tensor([len(encoded[request]) for request in requests])
-        context = self.config.max_position_embeddings
-        capacity = min(int(lengths.max()) + max_new_tokens, context)
-        cache = KeyValueCache(self.config, len(requests), capacity, device, weight.dtype)
-        prefixes = lengths if self.config.prefix_lm else torch.zeros_like(lengths)
-        spans = Spans.of_samples(lengths, prefixes)
-        ids_T = torch.tensor([token for request in requests for token in encoded[request]], device=device)
-        positions_T = torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device)
-        hidden_TD = self.module(ids_T, positions_T, cache.prefill(spans))
-        hidden_BD = hidden_TD[spans.starts[1:].to(device) - 1]
-        made = 0
-        while requests:
-            chosen = sampler.choose(self.module.lm_head(hidden_BD).float(), requests)
-            made += 1
-            going = []
-            for row, (request, token) in enumerate(zip(requests, chosen, strict=True)):
-                if token == self.prompt_format.eoa_id:
-                    continue
-                yield request, token
-                # Prompt and response together are at most as long as the context.
-                if made < max_new_tokens and len(encoded[request]) + made < context:
-                    going.append(row)
-            if len(going) < len(requests):
-                cache.keep(torch.tensor(going, dtype=torch.long, device=device))
-                requests = [requests[row] for row in going]
-                chosen = [chosen[row] for row in going]
-            if requests:
-                positions_B = cache.lengths_B
-                hidden_BD = self.module(torch.tensor(chosen, device=device), positions_B, cache.decode())
+    def _prefill(self, cycles: Cycles, texts: list[Text]) -> None:
+        steps = plan(self._config(cycles))
+        new = [text.new_tokens(text.length, self.model.config.prefix_lm) for text in texts]
+        hidden_BD = prefill(self.model.module, steps, self.cache, new)
+        with torch.inference_mode():
+            chosen = self.sampler.choose(self.model.module.lm_head(hidden_BD), [text.state for text in texts])
+        for text, token in zip(texts, chosen.token_ids.unbind(0), strict=True):
+            text.length = text.total
+            self._remember(text)
+            self._join(text, self._lane(cycles), token)
+        self._launched(texts, chosen)
 
+    def _join(self, text: Text, lane: Lane, token: Tensor | int) -> None:
+        text.lane, text.row = lane, lane.join(token, text.length, text.pages)
 
-def load(
-    folder: str | Path, *, device: str = "cpu", dtype: str = "float32", tokenizer: str | Path | None = None
-) -> TextModel:
-    """The model in a folder, with its tokenizer.
+    def _decode(self, lane: Lane) -> None:
+        """One more token of every row."""
+        for text in self._texts_of(lane):
+            if text.lane is lane and text.length == len(text.pages) * self.pages.page_size:
+                self._grow(text)
+        if not len(lane):
+            return
+        texts = self._texts_of(lane)
+        chosen = self.sampler.choose(lane.logits(), [text.state for text in texts])
+        lane.choose(chosen.token_ids)
+        for text in texts:
+            text.length += 1
+        self._steps += 1
+        self._launched(texts, chosen)
 
-    Args:
-        folder: of weights, ours or written by Transformers; or of a training run, or one of its checkpoints: then the
-            averaged weights of the newest good one, however many ranks wrote it.
-        device: to compute on.
-        dtype: to compute in.
-        tokenizer: its folder, in case it is not where the run had it, nor with the weights.
-    """
-    folder, element = Path(folder), parse_dtype(dtype)
-    given = None if tokenizer is None else Path(tokenizer)
-    if is_checkpoint(folder):
-        checkpoint = find_checkpoint(folder, warnings.warn)
-        config, tensors = model_tensors(checkpoint)
-        module = empty(config)
-        module.load_state_dict({name: tensor.to(device, element) for name, tensor in tensors.items()}, assign=True)
-        module.requires_grad_(False)
-        given = run_tokenizer(load_state(checkpoint).state["tokenizer_info"], given)
-    else:
-        module = read_model(folder, device=device, dtype=element)
-    place = given or folder
-    return TextModel(module, PromptFormat(load_tokenizer(place), tokenizer_info(place)))
+    def _texts_of(self, lane: Lane) -> list[Text]:
+        """In the order of the rows."""
+        return sorted((text for text in self._running.values() if text.lane is lane), key=lambda text: text.row)
 
+    def _grow(self, text: Text) -> None:
+        """One more page for a text that is in the batch; if there is none, the youngest gives all of its up."""
+        while (page := self.pages.take(1)) is None:
+            if not self._pending:
+                self._preempt(max(self._running.values(), key=lambda other: other.number))
+            self._collect(0)  # the host must know all tokens of who is to come back; and some may end by it
+            if text.lane is None:  # it has ended, or was the youngest
+                return
+        text.pages += page
+        assert text.lane is not None
+        text.lane.give(text.row, text.pages)
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is of a training run, or of checkpoints, or one of these."""
-    return (folder / "manifest.json").is_file() or any(step_folders(root) for root in (folder / "checkpoints", folder))
+    def _preempt(self, text: Text) -> None:
+        """Take a text out of the batch, to come back before all others that wait."""
+        self._leave(text)
+        self.pages.release(text.pages)
+        text.pages, text.length, text.launched = [], 0, len(text.made)
+        del self._running[text.number]
+        self._waiting.appendleft(text)
+        self._preemptions += 1
+
+    def _launched(self, texts: list[Text], chosen: Chosen) -> None:
+        """Send what was chosen to the host; texts that are complete with it leave the batch."""
+        ready = None
+        ids_B = chosen.token_ids
+        if ids_B.is_cuda:
+            ids_B = ids_B.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._pending.append(Launch(texts, chosen, ids_B, ready))
+        for text in texts:
+            text.launched += 1
+            if text.launched == text.most_tokens:
+                self._leave(text)
+
+    def _leave(self, text: Text) -> None:
+        """Free a text's row."""
+        if text.lane is None:
+            return
+        moved = text.lane.leave(text.row)
+        for other in self._running.values():
+            if other.lane is text.lane and other.row == moved:
+                other.row = text.row
+        text.lane, text.row = None, -1
+
+    # ----------------------------------------------------------------------------------------------------- telling ---
+
+    def _collect(self, most: int) -> None:
+        """Look at what has been chosen, the oldest first, until no more than ``most`` launches are left."""
+        while len(self._pending) > most:
+            self._look_at(self._pending.popleft())
+
+    def _look_at(self, launch: Launch) -> None:
+        if launch.ready is not None:
+            launch.ready.synchronize()
+        scores = self._scores(launch)
+        for index, (text, token) in enumerate(zip(launch.texts, launch.ids_B.tolist(), strict=True)):
+            if text.finish_reason is not None:
+                continue  # chosen before the host knew that the text had ended
+            text.num_tokens += 1
+            self._generated += 1
+            if token == self.model.prompt_format.eoa_id:
+                self._finish(text, "stop")
+                continue
+            text.made.append(token)
+            final = text.stream.add([token])
+            if text.stream.stopped:
+                self._finish(text, "stop", final, scores.get(index, ()))
+            elif len(text.made) == text.most_tokens:
+                self._finish(text, "length", final, scores.get(index, ()))
+            elif final or index in scores:
+                self._tell(text, final, scores.get(index, ()))
+
+    def _scores(self, launch: Launch) -> dict[int, tuple[TokenScore, ...]]:
+        """The log-probabilities of the rows that want them."""
+        decode = self.model.prompt_format.decode
+        return {
+            row: (
+                TokenScore(
+                    token_id,
+                    token_text(decode, token_id),
+                    logprob,
+                    tuple((other, token_text(decode, other), value) for other, value in top),
+                ),
+            )
+            for row, token_id, logprob, top in launch.chosen.scores()
+        }
+
+    def _finish(self, text: Text, reason: FinishReason, final: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
+        """Free all that a text has, and tell its end."""
+        text.finish_reason = reason
+        if text.number in self._running:
+            self._leave(text)
+            self._remember(text)
+            self.pages.release(text.pages)
+            text.pages = []
+            del self._running[text.number]
+        else:
+            self._waiting.remove(text)
+        self._tell(text, final if text.stream.stopped else final + text.stream.finish(), scores)
+
+    def _tell(self, text: Text, final: str, scores: tuple[TokenScore, ...]) -> None:
+        self._pieces.append(
+            Piece(text.number, final, scores, text.num_tokens, text.finish_reason, num_cached_tokens=text.cached)
+        )
+
+    def _remember(self, text: Text) -> None:
+        if (entry := text.remembered(self.pages.page_size)) is not None:
+            self.pages.remember(entry)
+
+    # ---------------------------------------------------------------------------------------------------- the dial ---
+
+    def _checked(self, cycles: Cycles | None) -> Cycles:
+        """The cycles of a request, for which the cache must have slots."""
+        if cycles is None or cycles == self.cycles:
+            return self.cycles
+        config = self.model.config
+        if not config.H_cycles:
+            raise UserError(f"h_cycles and l_cycles mean nothing to architecture {config.architecture!r}")
+        if cycles.h_cycles < 1 or cycles.l_cycles < 1:
+            raise UserError(f"h_cycles and l_cycles must be at least 1, found {cycles.h_cycles} and {cycles.l_cycles}")
+        calls, most = cycles.h_cycles * (cycles.l_cycles + 1), config.num_calls
+        if calls > most:
+            raise UserError(
+                f"h_cycles {cycles.h_cycles} and l_cycles {cycles.l_cycles} make {calls} module calls, and the cache "
+                f"has slots for {most}: load the model with as many cycles as the largest request has"
+            )
+        return cycles
+
+    def _config(self, cycles: Cycles) -> ModelConfig:
+        if cycles == self.cycles:
+            return self.model.config
+        return with_cycles(self.model.config, cycles.h_cycles, cycles.l_cycles)
+
+    def _lane(self, cycles: Cycles) -> Lane:
+        if cycles not in self._lanes:
+            step = make_step(self.model.module, self._config(cycles), self.cache, self.max_batch)
+            per_text = self.pages.needed(self.model.config.max_position_embeddings)
+            self._lanes[cycles] = Lane(step, self.max_batch, per_text, self.device)
+        return self._lanes[cycles]

@@ -13,7 +13,7 @@ from hrm_text.model.attention import Attention, Spans
 from hrm_text.model.block import Stack, rms_norm, rotary_table
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.kernels import packed_attention
-from hrm_text.model.plan import Step, plan
+from hrm_text.model.plan import Plan, Step, plan
 
 Observer = Callable[[int, Step, Tensor, Tensor], None]
 """Called after each module call with its index, its step, the state [T, D] it overwrote and the state it wrote."""
@@ -43,13 +43,17 @@ class Recurrence(nn.Module):
         attention: Attention,
         k: int | None = None,
         observer: Observer | None = None,
+        steps: Plan | None = None,
     ) -> Tensor:
-        """The final state [T, D] of T packed tokens; ``k`` module calls carry gradient (None: the config's number)."""
+        """The final state [T, D] of T packed tokens; ``k`` module calls carry gradient (None: the config's number).
+
+        ``steps`` is a plan to follow instead of the configuration's, over the same stacks.
+        """
         config = self.config
         z_H = self.embed_tokens(input_ids_T) * (1 / config.embedding_std)
         states = {"z_H": z_H, "z_L": self.z_L_init.to(z_H.dtype).expand_as(z_H)}
         rotary = rotary_table(position_ids_T, config.head_dim, config.rope_theta)
-        for index, step in enumerate(plan(config, k)):
+        for index, step in enumerate(steps or plan(config, k)):
             slot = index * config.layers_per_stack
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
                 read = sum((states[name] for name in step.reads[1:]), start=states[step.reads[0]])
@@ -73,10 +77,15 @@ class RecurrentLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
-        self, input_ids_T: Tensor, position_ids_T: Tensor, attention: Attention, k: int | None = None
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        attention: Attention,
+        k: int | None = None,
+        steps: Plan | None = None,
     ) -> Tensor:
         """The final state [T, D]; ``head`` turns it into logits or a loss."""
-        hidden: Tensor = self.model(input_ids_T, position_ids_T, attention, k)
+        hidden: Tensor = self.model(input_ids_T, position_ids_T, attention, k, steps=steps)
         return hidden
 
     @torch.no_grad()

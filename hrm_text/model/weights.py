@@ -150,15 +150,25 @@ def inner_width(intermediate_size: int, hidden_size: int) -> dict[str, Any]:
 
 
 def write_weights(
-    folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, special_ids: Mapping[str, int]
+    folder: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    special_ids: Mapping[str, int],
+    condition: str | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors into an existing folder."""
+    """Write config.json, generation_config.json and model.safetensors into an existing folder.
+
+    ``condition`` is of prompts that name none; Transformers keeps the key, and makes nothing of it.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert found == expected, f"tensors to write differ from the model's: {set(found.items()) ^ set(expected.items())}"
     ready = {name: tensor.detach().to("cpu", dtype) for name, tensor in tensors.items()}
     save_tensors(folder / "model.safetensors", ready, metadata={"format": "pt"})
-    generation = {**special_ids, "do_sample": False, "_from_model_config": False}
+    generation: dict[str, Any] = {**special_ids, "do_sample": False, "_from_model_config": False}
+    if condition is not None:
+        generation["condition"] = condition
     for name, values in {
         "config.json": config_to_json(config, dtype, special_ids),
         "generation_config.json": generation,

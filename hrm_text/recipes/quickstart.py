@@ -35,7 +35,7 @@ from hrm_text.eval.runner import EvalTask, Evaluation, TaskScore, evaluate
 from hrm_text.eval.tasks import load_tasks
 from hrm_text.eval.tasks.held_out import held_out_task
 from hrm_text.files import read_json, write_json
-from hrm_text.infer.engine import TextModel, load
+from hrm_text.infer.text_model import TextModel, load
 from hrm_text.model.attention import Spans
 from hrm_text.model.kernels import packed_attention
 from hrm_text.model.plan import Step, call_names, plan

@@ -18,7 +18,7 @@ import hrm_text
 from hrm_text.contracts import UserError
 from hrm_text.convert.huggingface import export
 from hrm_text.data.tokenizer import tokenizer_info, train_tokenizer
-from hrm_text.infer.sampling import Sampling
+from hrm_text.infer.requests import Request, Sampling, Turn
 from hrm_text.model.checkpoint_files import load_state
 from hrm_text.model.config import ModelConfig, preset
 from hrm_text.model.recurrence import RecurrentLM, build
@@ -47,16 +47,19 @@ def save_run(
     """A checkpoint as the trainer leaves it, whose averaged weights differ from the raw ones."""
     config = config_of(**changes)
     model = build(config, seed=step, dtype=dtype)
+    info = tokenizer_info(tokenizer)
+    with torch.no_grad():  # of ids that no text has, training leaves nothing: here, not even the untrained chance
+        model.lm_head.weight[info["vocab_size"] :] = 0
     optimizer = AdamAtan2(model.named_parameters(), lr=0.01, ema_decay=0.5)
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        parameter.grad = (parameter != 0).to(parameter.dtype)
     optimizer.step()
     state = {
         "step": step,
         "total_steps": 50,
         "tokens_seen": 12345,
         "skipped": 0,
-        "tokenizer_info": tokenizer_info(tokenizer),
+        "tokenizer_info": info,
     }
     settings = {
         "model": to_mapping(config),
@@ -182,7 +185,12 @@ def test_transformers_gives_our_logits_and_our_greedy_text(exported: Path) -> No
         assert relative(ours.logits(batch, prefix * 0), causal) < 1e-5
         output = theirs.generate(batch, token_type_ids=torch.ones_like(batch), max_new_tokens=64, do_sample=False)
         expected = [token for token in output[0, len(ids) :].tolist() if token != 11]
-        assert [token for _, token in ours._tokens([prompt], "synth,cot", 64, Sampling())] == expected
+        engine = ours.engine()
+        engine.submit(Request((Turn(tuple(ids)),), 64, Sampling(logprobs=0)))
+        pieces = []
+        while engine.has_work:
+            pieces += engine.step()
+        assert [score.token_id for piece in pieces for score in piece.scores] == expected
         assert ours.generate([prompt], condition="synth,cot", max_new_tokens=64) == [
             tokenizer.decode(expected, skip_special_tokens=True)
         ]
@@ -201,7 +209,35 @@ def test_what_the_card_says_to_type_works(exported: Path, monkeypatch: pytest.Mo
     assert printed[0] == printed[1] != "\n"
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(" synth, cot", "synth,cot"), ("direct", "direct"), (None, None)])
+def test_the_condition_of_prompts_that_name_none_is_kept_and_disturbs_nobody(
+    asked: str | None, kept: str | None, tokenizer_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as theirs_logging
+
+    theirs_logging.enable_propagation()  # or caplog sees nothing
+    save_run(tmp_path / "run", tokenizer_dir)
+    out = export(tmp_path / "run", tmp_path / "weights", condition=asked)
+    assert json.loads((out / "generation_config.json").read_text()).get("condition") == kept
+    assert hrm_text.load(out).default_condition == (kept or "direct")
+    theirs: Any = AutoModelForCausalLM.from_pretrained(out)  # a warning fails the test
+    theirs.generate(torch.tensor([[6, 8, 40, 7]]), attention_mask=torch.ones(1, 4), max_new_tokens=2)
+    GenerationConfig.from_pretrained(out).validate(strict=True)
+    theirs.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again/generation_config.json").read_text()).get("condition") == kept
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("transformers")] == []
+    theirs_logging.get_logger("transformers.generation").warning("a warning")
+    assert caplog.records[-1].getMessage() == "a warning"  # it would have been seen
+    theirs_logging.disable_propagation()
+
+
 # ----------------------------------------------------------------------------------------------------------- errors --
+
+
+def test_a_condition_that_does_not_exist_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown condition tag 'cott'"):
+        export(tmp_path / "nowhere", tmp_path / "weights", condition="synth,cott")
 
 
 def test_a_run_gives_its_newest_good_checkpoint(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -1,76 +1,113 @@
 from __future__ import annotations
 
+import random
+
 import pytest
-import torch
-from torch import Tensor
 
-from hrm_text.infer.cache import KeyValueCache
-from hrm_text.model.attention import Spans
-from hrm_text.model.config import RECURRENCE, preset
-from hrm_text.model.recurrence import RecurrentLM, build
+from hrm_text.infer.cache import Pages, Remembered
+from hrm_text.infer.requests import Cycles, Turn
 
-CPU = torch.device("cpu")
-LENGTHS, PREFIXES = [5, 1, 12], [5, 1, 7]
+CYCLES = Cycles(2, 3)
+QUESTION = (1, 2, 3, 4, 5)
+AGAIN = (6, 7, 8)
 
 
-def make(architecture: str, norm: str = "magic") -> RecurrentLM:
-    return build(
-        preset("tiny", vocab_size=96, max_position_embeddings=64, architecture=architecture, norm=norm), seed=5
-    )
+def entry(
+    pages: Pages, response: tuple[int, ...], turns: tuple[Turn, ...] = (), prefix: tuple[int, ...] = QUESTION
+) -> list[int]:
+    """A text that has ended: the pages are remembered, and nobody else's."""
+    length = sum(turn.num_tokens for turn in turns) + len(prefix) + len(response)
+    own = pages.take(pages.needed(length))
+    assert own is not None
+    pages.remember(Remembered((CYCLES, turns, prefix), response, own))
+    pages.release(own)
+    return own
 
 
-def texts(new_tokens: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(96, (length + new_tokens,), generator=generator) for length in LENGTHS]
+def test_pages_are_taken_shared_and_given_back() -> None:
+    pages = Pages(6, 4)
+    assert (pages.num_tokens, pages.num_free, pages.needed(0), pages.needed(4), pages.needed(5)) == (20, 5, 0, 1, 2)
+    first, second = pages.take(2), pages.take(3)
+    assert first is not None and second is not None
+    assert sorted(first + second) == [1, 2, 3, 4, 5], "page 0 is nobody's"
+    assert pages.take(1) is None
+    pages.share(first)
+    pages.release(first)
+    assert pages.num_free == 0
+    pages.release(first)
+    assert pages.num_free == 2
+    with pytest.raises(AssertionError):
+        pages.release(first)
 
 
-def prefilled(model: RecurrentLM, samples: list[Tensor], capacity: int) -> tuple[KeyValueCache, Tensor]:
-    """A cache that holds the first LENGTHS tokens of each sample, and the logits at the last of them."""
-    cache = KeyValueCache(model.config, len(samples), capacity, CPU, torch.float32)
-    spans = Spans.of_samples(torch.tensor(LENGTHS), torch.tensor(PREFIXES))
-    ids = torch.cat([sample[:length] for sample, length in zip(samples, LENGTHS, strict=True)])
-    positions = torch.cat([torch.arange(length) for length in LENGTHS])
-    hidden = model(ids, positions, cache.prefill(spans))
-    return cache, model.lm_head(hidden[spans.starts[1:] - 1])
+def test_a_prompt_comes_again() -> None:
+    pages = Pages(20, 4)
+    own = entry(pages, (9, 9))
+    assert [found.pages for found in pages] == [own]
+    length, found = pages.recall(CYCLES, (Turn(QUESTION),))
+    assert (length, found and found.pages) == (5, own)
+    assert pages.recall(CYCLES, (Turn(QUESTION, (9, 9, 9)),))[0] == 7
+    assert pages.recall(CYCLES, (Turn(QUESTION, (9, 8)),))[0] == 6, "a response is used as far as it is equal"
+    for other in (QUESTION[:-1], (*QUESTION, 6), (0, *QUESTION[1:])):
+        assert pages.recall(CYCLES, (Turn(other),)) == (0, None), "a prefix whole or not at all"
+    assert pages.recall(Cycles(1, 3), (Turn(QUESTION),)) == (0, None)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("architecture", list(RECURRENCE))
-@pytest.mark.parametrize("norm", ["magic", "pre", "post"])
-def test_decoding_with_the_cache_equals_the_full_forward(architecture: str, norm: str) -> None:
-    model, new = make(architecture, norm), 6
-    samples = texts(new)
-    full = [model.logits(s[None], torch.tensor([p]))[0] for s, p in zip(samples, PREFIXES, strict=True)]
-    cache, logits = prefilled(model, samples, capacity=4)  # too small: it must grow
-    for made in range(new + 1):
-        for row, length in enumerate(LENGTHS):
-            torch.testing.assert_close(logits[row], full[row][length + made - 1], rtol=1e-4, atol=1e-5)
-        if made < new:
-            ids = torch.stack([sample[length + made] for sample, length in zip(samples, LENGTHS, strict=True)])
-            logits = model.lm_head(model(ids, cache.lengths_B, cache.decode()))
-    assert cache.lengths_B.tolist() == [length + new for length in LENGTHS]
+def test_a_conversation_goes_on_where_it_was() -> None:
+    pages = Pages(40, 4)
+    entry(pages, (9, 9))
+    first = Turn(QUESTION, (9, 9, 11))
+    assert pages.recall(CYCLES, (first, Turn(AGAIN)))[0] == 7, "all but the end token, which nobody has read yet"
+    entry(pages, (8,), (first,), AGAIN)
+    assert pages.recall(CYCLES, (first, Turn(AGAIN)))[0] == 11
+    assert pages.recall(CYCLES, (first, Turn(AGAIN, (8, 11)), Turn(QUESTION)))[0] == 12
+    assert pages.recall(CYCLES, (Turn(QUESTION, (9, 7, 11)), Turn(AGAIN)))[0] == 6, "another answer was given"
 
 
-@torch.no_grad()
-def test_dropping_sequences_leaves_the_others_as_they_were() -> None:
-    model, samples = make("hrm"), texts(1)
-    ids = torch.stack([sample[-1] for sample in samples])
-    whole, _ = prefilled(model, samples, capacity=20)
-    expected = model(ids, whole.lengths_B, whole.decode())
-    cut, _ = prefilled(model, samples, capacity=20)
-    rows = torch.tensor([2, 0])
-    cut.keep(rows)
-    assert cut.lengths_B.tolist() == [12, 5]
-    torch.testing.assert_close(model(ids[rows], cut.lengths_B, cut.decode()), expected[rows])
+def test_the_longer_of_two_that_begin_alike_is_kept_and_the_best_is_found() -> None:
+    pages = Pages(40, 4)
+    entry(pages, ())
+    entry(pages, (9,))
+    entry(pages, (8, 8))
+    assert [found.response_ids for found in pages] == [(9,), (8, 8)]
+    assert pages.recall(CYCLES, (Turn(QUESTION, (8, 8, 8)),))[0] == 7
+    assert [found.response_ids for found in pages] == [(9,), (8, 8)]
+    pages.recall(CYCLES, (Turn(QUESTION, (9, 1)),))
+    assert [found.response_ids for found in pages] == [(8, 8), (9,)], "what was used last goes last"
 
 
-def test_the_cache_has_the_size_the_configuration_says() -> None:
-    config = preset("tiny", vocab_size=96)
-    cache = KeyValueCache(config, 3, 10, CPU, torch.bfloat16)
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in (cache.keys, cache.values))
-    assert stored == 3 * 10 * config.cache_bytes_per_token()
-    assert cache.capacity == 10
-    cache.grow(4)
-    assert cache.capacity == 10
-    cache.grow(11)
-    assert cache.capacity == 11
+def test_what_is_remembered_makes_way_the_oldest_first() -> None:
+    pages = Pages(7, 4)
+    entry(pages, (9,))
+    entry(pages, (8,), prefix=AGAIN)
+    assert (pages.num_free, pages.num_obtainable) == (3, 6)
+    assert pages.take(4) is not None
+    assert [found.response_ids for found in pages] == [(8,)]
+    running = next(iter(pages)).pages
+    pages.share(running)
+    assert pages.num_obtainable == 1, "what is in use beside is not to be had"
+    assert pages.take(2) is None
+    pages.release(running)
+    assert pages.num_free == 2
+
+
+def test_no_page_is_ever_lost_or_owned_twice() -> None:
+    chance = random.Random(3)
+    pages = Pages(30, 4)
+    running: list[list[int]] = []
+    for number in range(2000):
+        match chance.randrange(4):
+            case 0 | 1:
+                if (own := pages.take(chance.randrange(1, 6))) is not None:
+                    assert not set(own) & {page for text in running for page in text}
+                    running.append(own)
+            case 2 if running:
+                text = running[chance.randrange(len(running))]
+                length = len(text) * 4 - chance.randrange(4)
+                pages.remember(Remembered((CYCLES, (), (number,)), (7,) * (length - 1), text))
+            case 3 if running:
+                pages.release(running.pop(chance.randrange(len(running))))
+    for text in running:
+        pages.release(text)
+    pages.forget_all()
+    assert pages.num_free == 29

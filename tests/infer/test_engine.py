@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-import shutil
+import dataclasses
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm_text.contracts import Engine, UserError
+from hrm_text.contracts import UserError
 from hrm_text.data.prompt import PromptFormat
-from hrm_text.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_info
-from hrm_text.files import sha256, write_json
-from hrm_text.infer.engine import TextModel, load
-from hrm_text.model.checkpoint_files import DTYPES, FORMAT
+from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info
+from hrm_text.infer.engine import DecodingEngine
+from hrm_text.infer.lane import with_cycles
+from hrm_text.infer.requests import Cycles, Piece, Request, Sampling, Turn
+from hrm_text.infer.text_model import TextModel
 from hrm_text.model.config import preset
-from hrm_text.model.recurrence import build
-from hrm_text.model.tensorfile import save_tensors
-from hrm_text.model.weights import write_weights
-from hrm_text.settings import to_mapping
+from hrm_text.model.plan import plan
+from hrm_text.model.recurrence import RecurrentLM, build
 
-PROMPTS = ["What is 12 + 7?", "apple", "", "Grüße 🙂 aus Köln, " * 3, "reverse 数"]
-CONTEXT = 128
+CONTEXT = 96
 
 
-def make(tokenizer_dir: Path, seed: int = 0, batch_size: int = 128, **changes: Any) -> TextModel:
+def make(tokenizer_dir: Path, seed: int = 3, **changes: Any) -> TextModel:
     prompt_format = PromptFormat(load_tokenizer(tokenizer_dir), tokenizer_info(tokenizer_dir))
     values = {"vocab_size": 512, "max_position_embeddings": CONTEXT} | changes
-    return TextModel(build(preset("tiny", **values), seed=seed), prompt_format, batch_size)
+    return TextModel(build(preset("tiny", **values), seed=seed), prompt_format)
 
 
 @pytest.fixture(scope="module")
@@ -35,211 +35,274 @@ def model(tokenizer_dir: Path) -> TextModel:
     return make(tokenizer_dir)
 
 
-def next_logits(model: TextModel, ids: list[int], prefix: int) -> Tensor:
-    return model.logits(torch.tensor([ids]), torch.tensor([prefix if model.config.prefix_lm else 0]))[0, -1]
+# ------------------------------------------------------------------------------------------------- the definition ---
 
 
-def greedy_by_full_forward(model: TextModel, prompt: str, condition: str, new_tokens: int) -> list[int]:
-    """The definition of greedy decoding: the whole text again for every token."""
-    ids = model.prompt_format.prefix_ids(condition, prompt)
-    prefix = len(ids)
-    while len(ids) - prefix < new_tokens and len(ids) < CONTEXT:
-        token = int(next_logits(model, ids, prefix).argmax())
+class MaskedAttention:
+    """softmax(q k^T / sqrt(H) + mask) v with any mask at all."""
+
+    def __init__(self, mask_TT: Tensor) -> None:
+        self.mask_TT = mask_TT
+
+    def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slot: int) -> Tensor:
+        scores_NTT = torch.einsum("qnh,knh->nqk", q_TNH, k_TNH) * q_TNH.shape[-1] ** -0.5
+        return torch.einsum("nqk,knh->qnh", scores_NTT.masked_fill(~self.mask_TT, -torch.inf).softmax(-1), v_TNH)
+
+
+def next_logits(module: RecurrentLM, turns: Sequence[Turn], cycles: Cycles | None = None) -> Tensor:
+    """After a conversation, by one pass over all of it: messages both ways, all else causal."""
+    ids: list[int] = []
+    segment: list[int] = []
+    for number, turn in enumerate(turns):
+        ids += [*turn.prefix_ids, *turn.response_ids]
+        segment += [number] * len(turn.prefix_ids) + [-1] * len(turn.response_ids)
+    place = torch.arange(len(ids))
+    of = torch.tensor(segment)
+    mask_TT = (place[None] <= place[:, None]) | ((of[None] == of[:, None]) & (of[:, None] >= 0))
+    steps = None if cycles is None else plan(with_cycles(module.config, cycles.h_cycles, cycles.l_cycles))
+    with torch.no_grad():
+        hidden_TD = module(torch.tensor(ids), place, MaskedAttention(mask_TT), steps=steps)
+        return module.lm_head(hidden_TD[-1])
+
+
+def greedy(model: TextModel, request: Request) -> list[int]:
+    """The definition of greedy decoding: the whole conversation again for every token."""
+    *before, last = request.turns
+    made: list[int] = []
+    room = CONTEXT - request.num_prompt_tokens
+    while len(made) < min(request.max_new_tokens, room):
+        turns = (*before, Turn(last.prefix_ids, (*last.response_ids, *made)))
+        token = int(next_logits(model.module, turns, request.cycles)[: model.vocab_size].argmax())
         if token == model.prompt_format.eoa_id:
             break
-        ids.append(token)
-    return ids[prefix:]
+        made.append(token)
+    return made
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"architecture": "rins"}, {"architecture": "looped", "norm": "post"}, {"prefix_lm": False}]
-)
-def test_greedy_texts_equal_repeated_full_forward_passes(changes: dict[str, Any], tokenizer_dir: Path) -> None:
-    model = make(tokenizer_dir, seed=1, **changes)
-    texts = model.generate(PROMPTS, condition="synth,cot", max_new_tokens=12)
-    for prompt, text in zip(PROMPTS, texts, strict=True):
-        assert text == model.prompt_format.decode(greedy_by_full_forward(model, prompt, "synth,cot", 12))
+# --------------------------------------------------------------------------------------------------------- helpers ---
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_neighbours_and_the_size_of_the_batch_change_no_text(temperature: float, tokenizer_dir: Path) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 10, "temperature": temperature, "seed": 4}
-    expected = make(tokenizer_dir).generate(PROMPTS, **options)
-    assert make(tokenizer_dir, batch_size=2).generate(PROMPTS, **options) == expected
-    assert make(tokenizer_dir).generate([PROMPTS[0], "another neighbour"], **options)[0] == expected[0]
+def words(chance: random.Random, length: int) -> tuple[int, ...]:
+    return tuple(chance.randrange(40, 300) for _ in range(length))
 
 
-def test_the_seed_and_the_condition_decide_a_sampled_text(model: TextModel) -> None:
-    def sample(seed: int, condition: str = "direct") -> str:
-        options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 1.0, "seed": seed, "condition": condition}
-        return model.generate(PROMPTS[:1], **options)[0]
-
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
-    assert sample(1) != sample(1, "cot")
+def requests(count: int, seed: int = 1, most: int = 24) -> list[Request]:
+    """Prompts and responses of mixed lengths."""
+    chance = random.Random(seed)
+    lengths = [1, 2, CONTEXT - 1, CONTEXT - 5, *(chance.randrange(1, 60) for _ in range(count))][:count]
+    return [Request((Turn(words(chance, length)),), chance.randrange(1, most)) for length in lengths]
 
 
-def test_top_p_near_zero_is_greedy(model: TextModel) -> None:
-    greedy = model.generate(PROMPTS, max_new_tokens=8)
-    assert model.generate(PROMPTS, max_new_tokens=8, temperature=1.0, top_p=1e-6) == greedy
+def run(engine: DecodingEngine, asked: Sequence[Request], at_once: int | None = None) -> dict[int, list[Piece]]:
+    """Hand requests in, some at a time, and step to the end: the pieces of each, by its place in ``asked``."""
+    pieces: dict[int, list[Piece]] = {index: [] for index in range(len(asked))}
+    numbers: dict[int, int] = {}
+    left = list(enumerate(asked))
+    while left or engine.has_work:
+        for index, request in left[: at_once or len(left)]:
+            numbers[engine.submit(request)] = index
+        left = left[at_once or len(left) :]
+        for piece in engine.step():
+            pieces[numbers[piece.request]].append(piece)
+    return pieces
 
 
-class Scripted:
-    """In the place of a sampler: says given ids, one list per request."""
-
-    def __init__(self, scripts: list[list[int]]) -> None:
-        self.scripts = [iter(script) for script in scripts]
-        self.asked: list[list[int]] = []
-
-    def choose(self, logits_BV: Tensor, requests: list[int]) -> list[int]:
-        self.asked.append(list(requests))
-        return [next(self.scripts[request]) for request in requests]
+def tokens_of(model: TextModel, asked: Sequence[Request], **options: Any) -> list[list[int]]:
+    """The token ids of each response: asked with log-probabilities, which come for every token."""
+    at_once = options.pop("at_once", None)
+    scored = [
+        dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, logprobs=0)) for request in asked
+    ]
+    pieces = run(model.engine(**options), scored, at_once)
+    return [[score.token_id for piece in pieces[index] for score in piece.scores] for index in range(len(asked))]
 
 
-def test_a_text_stops_at_the_end_token_and_the_others_go_on(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = model.prompt_format.response_ids("19.")
-    end, words = ids[-1], ids[:-1]
-    assert len(words) == 3
-    scripted = Scripted([[*words, end], [end], [words[0], words[1], words[2], words[0], end]])
-    monkeypatch.setattr("hrm_text.infer.engine.Sampler", lambda *_: scripted)
-    assert model.generate(["a", "b", "c"], max_new_tokens=50) == ["19.", "", "19.1"]
-    assert [sorted(requests) for requests in scripted.asked] == [[0, 1, 2], [0, 2], [0, 2], [0, 2], [2]]
+# ------------------------------------------------------------------------------------------------------- greedily ---
 
 
-def test_a_text_ends_with_max_new_tokens_or_the_context(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    word = model.prompt_format.response_ids("1")[0]
-    monkeypatch.setattr("hrm_text.infer.engine.Sampler", lambda *_: Scripted([[word] * 500]))
-    assert model.generate(["a"], max_new_tokens=7) == ["1" * 7]
-    prompt = model.prompt_format.prefix_ids("direct", "a")
-    assert len(model.generate(["a"], max_new_tokens=500)[0]) == CONTEXT - len(prompt)
+@pytest.mark.parametrize("architecture", ["hrm", "trm", "rins", "looped", "transformer"])
+def test_a_mixed_batch_says_what_the_whole_forward_pass_says(architecture: str, tokenizer_dir: Path) -> None:
+    model = make(tokenizer_dir, architecture=architecture)
+    asked = requests(9)
+    expected = [greedy(model, request) for request in asked]
+    assert tokens_of(model, asked, page_size=4, max_batch=5, at_once=2) == expected
+    assert any(len(made) == request.max_new_tokens for made, request in zip(expected, asked, strict=True))
 
 
-def test_a_prompt_that_does_not_fit_says_so(model: TextModel) -> None:
-    fits = "1" * (CONTEXT - 4)  # with the beginning, the tag and the end: one token of room
-    assert len(model.prompt_format.prefix_ids("direct", fits)) == CONTEXT - 1
-    model.generate([fits], max_new_tokens=3)
-    with pytest.raises(UserError, match=f"prompt 2 has {CONTEXT} tokens .*context is {CONTEXT}.*Shorten the prompt"):
-        model.generate(["a", fits + "1"])
+def test_nobody_hears_their_neighbours(model: TextModel) -> None:
+    asked = requests(20, seed=2)
+    alone = [tokens_of(model, [request])[0] for request in asked]
+    for at_once, max_batch in ((None, 64), (3, 4), (1, 20)):
+        assert tokens_of(model, asked, at_once=at_once, max_batch=max_batch) == alone
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"prompts": "text"}, "prompts must be a list of texts"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
-        ({"condition": "fast"}, "unknown condition tag 'fast'"),
-        ({"temperature": -1.0}, "temperature must be"),
-        ({"top_p": 2.0}, "top_p must be"),
-    ],
-)
-def test_a_bad_request_is_one_clear_error(arguments: dict[str, Any], message: str, model: TextModel) -> None:
-    with pytest.raises(UserError, match=message):
-        model.generate(**({"prompts": ["a"]} | arguments))
+def test_a_conversation_equals_its_mask_and_is_computed_once(model: TextModel) -> None:
+    chance = random.Random(5)
+    engine = model.engine(page_size=4)
+    turns: tuple[Turn, ...] = ()
+    for number, length in enumerate((9, 6, 1)):
+        request = Request((*turns, Turn(words(chance, length))), 7, Sampling(logprobs=0))
+        pieces = run(engine, [request])[0]
+        made = [score.token_id for piece in pieces for score in piece.scores]
+        assert made == greedy(model, request)
+        known = sum(turn.num_tokens for turn in turns)
+        # Of the last answer nobody has read the last token yet, nor the end.
+        assert pieces[-1].num_cached_tokens == (known - 2 if number else 0)
+        assert made == tokens_of(model, [request], page_size=4)[0], "from the beginning, in one pass, it is the same"
+        turns = (*request.turns[:-1], Turn(request.turns[-1].prefix_ids, (*made, model.prompt_format.eoa_id)))
 
 
-def test_no_prompts_no_texts(model: TextModel) -> None:
-    assert model.generate([]) == []
-    assert isinstance(model, Engine)
+def test_a_response_goes_on_from_its_beginning(model: TextModel) -> None:
+    request = Request((Turn(words(random.Random(6), 11)),), 12)
+    whole = greedy(model, request)
+    begun = Request((Turn(request.turns[0].prefix_ids, tuple(whole[:5])),), 7)
+    assert tokens_of(model, [begun]) == [whole[5:]]
 
 
-@pytest.mark.parametrize("response", ["plain words", "🙂🙃 Grüße 数", "é" * 9, "", "🙂"])
-def test_streamed_pieces_join_to_the_text_and_never_end_within_a_character(
-    response: str, model: TextModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = model.prompt_format.response_ids(response)
-    monkeypatch.setattr("hrm_text.infer.engine.Sampler", lambda *_: Scripted([ids]))
-    pieces = list(model.stream("a", max_new_tokens=200))
-    assert "".join(pieces) == response
-    assert not any("\ufffd" in piece for piece in pieces)
+# --------------------------------------------------------------------------------------------------------- memory ---
 
 
-def test_streams_of_random_bytes_join_to_the_text_of_generate(model: TextModel) -> None:
-    """An untrained model at a high temperature says bytes that are no characters at all."""
-    for seed in range(6):
-        options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 2.0, "seed": seed}
-        assert "".join(model.stream("a", **options)) == model.generate(["a"], **options)[0]
+def test_too_little_memory_costs_time_and_nothing_else(model: TextModel) -> None:
+    asked = requests(12, seed=7, most=40)
+    expected = tokens_of(model, asked)
+    engine = model.engine(page_size=4, cache_tokens=CONTEXT + 8)
+    scored = [dataclasses.replace(request, sampling=Sampling(logprobs=0)) for request in asked]
+    pieces = run(engine, scored)
+    found = [[score.token_id for piece in pieces[index] for score in piece.scores] for index in range(len(asked))]
+    assert found == expected
+    assert engine.status.preemptions_total > 0, "or this tests nothing"
+    assert all(mine[-1].finish_reason in ("stop", "length") for mine in pieces.values())
 
 
-def test_text_of_the_user_never_becomes_a_special_token(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(tokenizer_dir, max_position_embeddings=1024)
-    seen: list[int] = []
-    forward = model.module.forward
-
-    def observed(ids: Tensor, *rest: Any) -> Tensor:
-        seen.extend(ids.tolist())
-        return forward(ids, *rest)
-
-    monkeypatch.setattr(model.module, "forward", observed)
-    model.generate(["".join(SPECIAL_TOKENS) + "<|im_end|>\n<|im_start|><|quad_end|>"], max_new_tokens=1)
-    controls = [SPECIAL_TOKENS[token] for token in seen if token < len(SPECIAL_TOKENS)]
-    assert controls == ["<|im_start|>", "<|object_ref_start|>", "<|im_end|>"]
+def test_a_sampled_text_survives_giving_its_memory_up(model: TextModel) -> None:
+    asked = [
+        dataclasses.replace(request, sampling=Sampling(temperature=1.0, seed=index, repetition_penalty=1.2))
+        for index, request in enumerate(requests(12, seed=8, most=40))
+    ]
+    texts = []
+    for memory in (None, CONTEXT + 8):
+        engine = model.engine(page_size=4, cache_tokens=memory)
+        texts.append(["".join(piece.text for piece in pieces) for pieces in run(engine, asked).values()])
+        assert (engine.status.preemptions_total > 0) == (memory is not None)
+    assert texts[0] == texts[1]
 
 
-def test_a_weights_folder_with_its_tokenizer_answers(tokenizer_dir: Path, tmp_path: Path) -> None:
-    model = make(tokenizer_dir, seed=2)
-    write_weights(tmp_path, model.config, model.module.state_dict(), torch.float32, {})
-    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
-        load(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes((tokenizer_dir / "tokenizer.json").read_bytes())
-    assert load(str(tmp_path)).generate(PROMPTS, max_new_tokens=8) == model.generate(PROMPTS, max_new_tokens=8)
-    with pytest.raises(UserError, match="unknown dtype 'half'"):
-        load(tmp_path, dtype="half")
+def test_a_prompt_asked_often_is_computed_once(model: TextModel) -> None:
+    turn = Turn(words(random.Random(9), 30))
+    asked = [Request((turn,), 6, Sampling(temperature=2.0, seed=seed, logprobs=0)) for seed in range(5)]
+    engine = model.engine(page_size=8)
+    pieces = run(engine, asked)
+    assert [mine[-1].num_cached_tokens for mine in pieces.values()] == [0, 29, 29, 29, 29]
+    assert (engine.status.prompt_tokens_total, engine.status.cached_prompt_tokens_total) == (150, 116)
+    found = [[score.token_id for piece in mine for score in piece.scores] for mine in pieces.values()]
+    assert found == [tokens_of(model, [request])[0] for request in asked]
+    assert len({tuple(made) for made in found}) == 5
 
 
-def write_checkpoint(folder: Path, model: TextModel, tokenizer: Path) -> None:
-    """By hand, as two ranks with half of each parameter would: the raw weights are not those that answer."""
-    folder.mkdir(parents=True)
-    buffers = {name for name, _ in model.module.named_buffers()}
-    files: dict[str, dict[str, Tensor]] = {f"rank_0000{rank}_00.safetensors": {} for rank in (0, 1)}
-    listed: dict[str, Any] = {}
-    for name, tensor in model.module.state_dict().items():
-        groups = {"weights": tensor} if name in buffers else {"weights": tensor + 1, "ema": tensor}
-        for group, value in groups.items():
-            chunks, row = [], 0
-            for file, part in zip(files, value.tensor_split(2), strict=True):
-                key = f"{group}/{name}@{row}"
-                files[file][key] = part
-                offset = [row] + [0] * (part.dim() - 1)
-                chunks.append({"file": file, "name": key, "offset": offset, "shape": list(part.shape)})
-                row += len(part)
-            assert value.dtype is DTYPES["float32"]
-            listed[f"{group}/{name}"] = {"dtype": "float32", "shape": list(value.shape), "chunks": chunks}
-    for file, tensors in files.items():
-        save_tensors(folder / file, tensors)
-    write_json(folder / "state.json", {"tokenizer_info": tokenizer_info(tokenizer)})
-    write_json(folder / "config.yaml", {"model": to_mapping(model.config)})  # JSON is YAML
-    sums = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "step": 3, "versions": {}, "files": sums, "tensors": listed}
-    write_json(folder / "manifest.json", manifest)
+def test_the_memory_is_free_when_all_is_said(model: TextModel) -> None:
+    engine = model.engine(page_size=4, cache_tokens=400)
+    run(engine, requests(15, seed=10))
+    status = engine.status
+    assert (status.running, status.waiting, engine.has_work) == (0, 0, False)
+    engine.pages.forget_all()
+    assert engine.status.cache_tokens_used == 0
+    assert all(len(lane) == 0 and not lane.rows.table.any() for lane in engine._lanes.values())
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/step_00000003"])
-def test_a_run_answers_with_its_averaged_weights(tokenizer_dir: Path, tmp_path: Path, place: str) -> None:
-    model = make(tokenizer_dir, seed=3)
-    write_checkpoint(tmp_path / "run/checkpoints/step_00000003", model, tokenizer_dir)
-    loaded = load(tmp_path / place)
-    for name, tensor in model.module.state_dict().items():
-        assert torch.equal(loaded.module.state_dict()[name], tensor)
-    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
-    assert loaded.generate(PROMPTS[:2], max_new_tokens=5) == model.generate(PROMPTS[:2], max_new_tokens=5)
-    assert load(tmp_path / place, dtype="bfloat16").module.lm_head.weight.dtype == torch.bfloat16
+def test_eight_bit_keys_and_values_change_little(model: TextModel) -> None:
+    asked = [Request((Turn(words(random.Random(seed), 20)),), 1, Sampling(logprobs=5)) for seed in range(10)]
+    exact, rounded = (
+        [pieces[0].scores[0].logprob for pieces in run(model.engine(kv_cache=kind), asked + asked).values()]
+        for kind in ("auto", "int8")
+    )
+    # The first of each prompt is computed whole, the second reads the cache.
+    assert exact == pytest.approx(rounded, abs=0.05)
+    assert exact[10:] == pytest.approx(exact[:10], abs=1e-5)
+    assert exact[10:] != pytest.approx(rounded[10:], abs=1e-6)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tokenizer_dir: Path, tmp_path: Path) -> None:
-    for step in (3, 4):
-        write_checkpoint(tmp_path / f"checkpoints/step_0000000{step}", make(tokenizer_dir, seed=step), tokenizer_dir)
-    (tmp_path / "checkpoints/step_00000004/rank_00001_00.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"step_00000004/rank_00001_00\.safetensors: damaged"):
-        loaded = load(tmp_path)
-    assert torch.equal(loaded.module.lm_head.weight, make(tokenizer_dir, seed=3).module.lm_head.weight)
+# ------------------------------------------------------------------------------------------------------- the dial ---
 
 
-def test_the_tokenizer_of_a_run_may_have_moved(tokenizer_dir: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "tokenizer"
-    shutil.copytree(tokenizer_dir, moved)
-    write_checkpoint(tmp_path / "run/checkpoints/step_00000003", make(moved), moved)
-    shutil.rmtree(moved)
-    with pytest.raises(UserError, match="the run's tokenizer is not there; name its folder"):
-        load(tmp_path / "run")
-    loaded = load(tmp_path / "run", tokenizer=tokenizer_dir)
-    assert loaded.generate(["apple"], max_new_tokens=3) == make(tokenizer_dir).generate(["apple"], max_new_tokens=3)
+def test_every_request_has_cycles_of_its_own(model: TextModel) -> None:
+    turn = Turn(words(random.Random(11), 14))
+    settings = [None, Cycles(1, 3), Cycles(2, 1), Cycles(1, 7), Cycles(2, 3)]
+    asked = [Request((turn,), 8, cycles=cycles) for cycles in settings]
+    found = tokens_of(model, asked)
+    assert found == [greedy(model, request) for request in asked]
+    assert found[0] == found[4] and len({tuple(made) for made in found}) > 2
+
+
+def test_more_cycles_than_the_cache_has_slots_for(model: TextModel, tokenizer_dir: Path) -> None:
+    engine, turn = model.engine(), Turn((50, 51))
+    with pytest.raises(UserError, match="make 9 module calls, and the cache has slots for 8"):
+        engine.submit(Request((turn,), cycles=Cycles(3, 2)))
+    with pytest.raises(UserError, match="at least 1, found 0 and 3"):
+        engine.submit(Request((turn,), cycles=Cycles(0, 3)))
+    plain = make(tokenizer_dir, architecture="transformer").engine()
+    with pytest.raises(UserError, match="mean nothing to architecture 'transformer'"):
+        plain.submit(Request((turn,), cycles=Cycles(2, 3)))
+
+
+# -------------------------------------------------------------------------------------------------- coming, going ---
+
+
+def test_a_request_that_could_never_run_is_refused_at_once(model: TextModel) -> None:
+    engine = model.engine(cache_tokens=64, page_size=8)
+    for request, error in (
+        (Request((Turn((50,) * CONTEXT),)), "the prompt has 96 tokens with its condition and the context is 96"),
+        (Request((Turn((50,) * 50),), 40), "50 tokens and may get 40 more, and the cache has room for 64"),
+        (Request((Turn((50, 512)),), 4), f"token id 512 is not one of the tokenizer's {model.vocab_size}"),
+        (Request((Turn((50,)),), 4, Sampling(logit_bias={-1: 1.0})), "token id -1"),
+    ):
+        with pytest.raises(UserError, match=error):
+            engine.submit(request)
+    assert not engine.has_work
+
+
+def test_a_cancelled_request_ends_and_frees_what_it_has(model: TextModel) -> None:
+    engine = model.engine(max_batch=2, page_size=4)
+    asked = [Request((Turn(words(random.Random(seed), 9)),), 30) for seed in range(3)]
+    numbers = [engine.submit(request) for request in asked]
+    for _ in range(3):
+        engine.step()
+    assert (engine.status.running, engine.status.waiting) == (2, 1)
+    engine.cancel(numbers[0])
+    engine.cancel(numbers[2])
+    engine.cancel(12345)
+    ended = {piece.request: piece.finish_reason for piece in engine.step() if piece.finish_reason}
+    assert ended == {numbers[0]: "cancelled", numbers[2]: "cancelled"}
+    assert (engine.status.running, engine.status.waiting) == (1, 0)
+    engine.cancel(numbers[0])
+    rest = "".join(piece.text for _ in iter(lambda: engine.has_work, False) for piece in engine.step())
+    assert rest and model.prompt_format.decode(greedy(model, asked[1])).endswith(rest)
+
+
+def test_stop_texts_end_a_response_before_them(model: TextModel) -> None:
+    request = Request((Turn(words(random.Random(12), 9)),), 20)
+    whole = model.prompt_format.decode(greedy(model, request))
+    stop = whole[7:9]
+    (pieces,) = run(model.engine(), [dataclasses.replace(request, stop=(stop, "never"))]).values()
+    assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_what_is_told_of_tokens(model: TextModel) -> None:
+    request = Request((Turn(words(random.Random(13), 9)),), 5, Sampling(logprobs=3))
+    (pieces,) = run(model.engine(), [request]).values()
+    turns, made = request.turns, greedy(model, request)
+    for number, score in enumerate(score for piece in pieces for score in piece.scores):
+        expected = next_logits(model.module, (Turn(turns[0].prefix_ids, tuple(made[:number])),))
+        expected = expected[: model.vocab_size].log_softmax(-1)
+        assert score.token_id == made[number]
+        assert score.logprob == pytest.approx(float(expected[score.token_id]), abs=1e-4)
+        best = expected.topk(3)
+        assert [token for token, _, _ in score.top] == best.indices.tolist()
+        assert [value for _, _, value in score.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert pieces[-1].num_tokens == len(made)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_batch", 0), ("cache_tokens", 0)])
+def test_an_engine_of_nothing(name: str, value: int, model: TextModel) -> None:
+    with pytest.raises(UserError, match=f"{name} must be at least 1, found 0"):
+        model.engine(**{name: value})

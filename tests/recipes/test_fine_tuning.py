@@ -22,7 +22,7 @@ from hrm_text.convert.huggingface import export
 from hrm_text.data.procedural import generate
 from hrm_text.data.records import write_jsonl
 from hrm_text.data.tokenizer import train_tokenizer
-from hrm_text.infer.engine import load
+from hrm_text.infer.text_model import load
 from hrm_text.model.checkpoint_files import find_checkpoint, load_state, read_tensors
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.lora import merged

@@ -179,7 +179,7 @@ def test_one_compilation_serves_every_k_and_every_length(
 def test_importing_what_trains_and_answers_does_not_import_a_compiler() -> None:
     """They take seconds and 130 MiB, and a run on a CPU needs none of them."""
     program = (
-        "import sys, hrm_text.train.loop, hrm_text.infer.engine; "
+        "import sys, hrm_text.train.loop, hrm_text.infer.text_model; "
         "print([name for name in ('torch._dynamo', 'torch._inductor', 'triton') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)

@@ -184,7 +184,12 @@ def block_forward(
     if matrices is not None:
         matrices.follow(weights)
     cos, sin = (table.view(len(table), -1) for table in rotary)
-    out_TD: Tensor = FusedBlock.apply(x_TD, cos, sin, attention.tiles, settings, matrices, *weights)
+    if attention.store is not None:
+        out_TD, kept = passes.forward(x_TD, weights, (cos, sin), attention.tiles, settings)
+        _, _, k_TNH, v_TNH = passes.heads(kept.gqkv_T4A, settings)
+        attention.store(slot, k_TNH, v_TNH)
+        return out_TD
+    out_TD = FusedBlock.apply(x_TD, cos, sin, attention.tiles, settings, matrices, *weights)
     return out_TD
 
 

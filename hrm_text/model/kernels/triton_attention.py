@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from hrm_text.model.kernels.attention_kernels import (
 from hrm_text.model.kernels.tiles import PackedTiles
 
 # T packed tokens, N heads, H head width
+
+Store = Callable[[int, Tensor, Tensor], None]
+"""Takes a slot, and the keys and values [T, N, H] of the packed batch in it."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +163,14 @@ class _Attend(torch.autograd.Function):
 class TritonAttention:
     """Attention over a packed batch by the kernels above; the cost follows the visible pairs."""
 
-    def __init__(self, spans: Spans, num_tokens: int, device: torch.device) -> None:
+    def __init__(self, spans: Spans, num_tokens: int, device: torch.device, store: Store | None = None) -> None:
         self.tiles = PackedTiles(spans, num_tokens, device)
+        self.store = store
+        """Is handed the keys and values of every slot: a cache, which wants no gradient."""
 
     def __call__(self, q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slot: int) -> Tensor:
-        """Attend within the batch; padding gets zeros. ``slot`` does not matter."""
+        """Attend within the batch; padding gets zeros."""
+        if self.store is not None:
+            self.store(slot, k_TNH, v_TNH)
         y_TNH: Tensor = _Attend.apply(q_TNH, k_TNH, v_TNH, self.tiles)
         return y_TNH

@@ -1,0 +1,387 @@
+"""One decoding step in a handful of kernels a block: a new token for each of several texts over a paged cache.
+
+The definition is ``RecurrentLM.forward`` with an attention that writes to and reads from ``paged.PagedKeyValues``. A
+block is five kernels (gqkv; attention with rotation, cache write and gate; o_proj; gate and up with their SwiGLU; down)
+and a stack ends in one more. A step does no more than launch them: nothing waits for the device, and what it allocates
+depends on the number of texts alone, so that it can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from hrm_text.model.block import Block, rotary_table
+from hrm_text.model.config import ModelConfig
+from hrm_text.model.kernels.decode_attention import decode_attention
+from hrm_text.model.kernels.decode_linear import decode_enter, decode_exit, decode_matrix, decode_vector
+from hrm_text.model.kernels.elementwise import row_warps
+from hrm_text.model.kernels.fused import why_not_fused
+from hrm_text.model.kernels.triton_attention import precision_of, shared_memory
+from hrm_text.model.paged import PagedKeyValues
+from hrm_text.model.plan import plan
+from hrm_text.model.recurrence import RecurrentLM
+
+# B texts, D width, A width of all heads together, N heads, H head width, I inner width, M pages a text at most;
+# R rows and K columns of a matrix
+
+# --------------------------------------------------------------------------------------------------------- settings ---
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Sizes of ``decode_vector``."""
+
+    rows: int
+    block_k: int
+    ahead: int
+    """Tiles of a program's rows that are under way before it waits for the kernel before it."""
+    warps: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Sizes of ``decode_matrix``."""
+
+    rows: int
+    block_k: int
+    stages: int
+    """Depth of the software pipeline; less where shared memory is short."""
+    warps: int
+    splits: int = 1
+    """Programs that share the columns of a row."""
+    pieces: int = 4
+    """Into how many requests a row is cut that asks for it ahead of the wait; 0: none. A power of 2."""
+    tokens: int = 64
+    """Most tokens of a tile; a power of 2."""
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Sizes of ``decode_attention``."""
+
+    tile: int
+    """Tokens of a tile."""
+    warps: int
+    splits: int
+    """Programs that share the tokens of a text and head; a power of 2."""
+
+
+Product = Literal["gqkv", "o", "gate_up", "down"]
+Sizes = Vector | Matrix
+
+PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
+    # (product, most texts, bytes of a weight): the first that fits counts.
+    ("gqkv", 2, 2): Vector(8, 512, 3, 2),
+    ("o", 2, 2): Vector(4, 512, 3, 2),
+    ("gate_up", 2, 2): Vector(4, 512, 3, 2),
+    ("down", 2, 2): Vector(4, 1024, 4, 4),
+    ("gqkv", 2, 1): Vector(8, 512, 3, 2),
+    ("o", 2, 1): Vector(4, 512, 3, 2),
+    ("gate_up", 2, 1): Vector(4, 512, 3, 2),
+    ("down", 2, 1): Vector(4, 1024, 4, 4),
+    ("gqkv", 16, 2): Matrix(32, 128, 6, 4),
+    ("o", 16, 2): Matrix(16, 128, 6, 2, splits=2),
+    ("gate_up", 16, 2): Matrix(32, 128, 5, 4),
+    ("down", 16, 2): Matrix(32, 128, 6, 4, splits=4),
+    ("gqkv", 16, 1): Matrix(32, 128, 6, 4),
+    ("o", 16, 1): Matrix(16, 128, 6, 2, splits=2),
+    ("gate_up", 16, 1): Matrix(32, 128, 6, 4),
+    ("down", 16, 1): Matrix(32, 128, 6, 4, splits=4),
+    ("gqkv", 256, 2): Matrix(32, 64, 6, 4),
+    ("o", 256, 2): Matrix(64, 64, 6, 4, splits=4),
+    ("gate_up", 256, 2): Matrix(32, 64, 6, 4),
+    ("down", 256, 2): Matrix(64, 64, 6, 4, splits=8),
+    ("gqkv", 256, 1): Matrix(32, 64, 6, 4),
+    ("o", 256, 1): Matrix(64, 64, 6, 4, splits=4),
+    ("gate_up", 256, 1): Matrix(32, 64, 6, 4),
+    ("down", 256, 1): Matrix(64, 64, 6, 4, splits=8),
+}
+"""Sizes for the weights of one block of an XL."""
+
+ATTENTION: dict[int, Attend] = {2: Attend(32, 8, 16), 4: Attend(32, 8, 8), 16: Attend(16, 4, 4), 256: Attend(16, 4, 1)}
+"""Most texts -> sizes; there are N programs for each text and split."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sizes of a step's kernels for some number of texts and bytes of a weight."""
+
+    gqkv: Sizes
+    o: Sizes
+    gate_up: Sizes
+    down: Sizes
+    attention: Attend
+
+    @staticmethod
+    def of(batch: int, weight_bytes: int) -> Settings:
+        """The tables' sizes; weights of 4 bytes, which are for tests, have those of 2."""
+        most = min((each for each in ATTENTION if each >= batch), default=max(ATTENTION))
+        products: tuple[Product, ...] = ("gqkv", "o", "gate_up", "down")
+        gqkv, o, gate_up, down = (_sizes(product, batch, min(weight_bytes, 2)) for product in products)
+        return Settings(gqkv, o, gate_up, down, ATTENTION[most])
+
+
+def _sizes(product: Product, batch: int, weight_bytes: int) -> Sizes:
+    fitting = {
+        most: sizes for (name, most, width), sizes in PRODUCTS.items() if (name, width) == (product, weight_bytes)
+    }
+    return fitting[min((most for most in fitting if most >= batch), default=max(fitting))]
+
+
+# --------------------------------------------------------------------------------------------------------- launches ---
+
+
+class Weight(NamedTuple):
+    """A matrix [R, K], and of an integer one the fp32 scale [R] of its rows."""
+
+    matrix: Tensor
+    scale: Tensor | None
+
+
+class Arrivals(NamedTuple):
+    """What programs that share a result meet in."""
+
+    parts: Tensor
+    """fp32: room for what each of them found."""
+    counts: Tensor
+    """int32 zeros: how many have arrived. Whoever comes last sets its count back to zero."""
+
+
+def multiply(
+    x_BK: Tensor,
+    weight: Weight,
+    out_BR: Tensor,
+    sizes: Sizes,
+    arrivals: Arrivals,
+    *,
+    eps: float | None = None,
+    pair: bool = False,
+    residual: bool = False,
+    pdl: bool = False,
+) -> None:
+    """out = x W^T: of norm(x) if an eps is given, silu(first half) * second half with pair, added with residual."""
+    (matrix, scale), (batch, rows, columns) = weight, (*out_BR.shape, x_BK.shape[1])
+    assert matrix.shape == (rows * (1 + pair), columns) and all(t.is_contiguous() for t in (x_BK, matrix, out_BR))
+    flags: dict[str, Any] = {
+        "NORM": eps is not None, "PAIR": pair, "RESIDUAL": residual, "SCALED": scale is not None, "PDL": pdl
+    }  # fmt: skip
+    block_r = min(sizes.rows, triton.next_power_of_2(rows))
+    block_k = min(sizes.block_k, max(16, triton.next_power_of_2(columns)))
+    shared = (x_BK, matrix, matrix if scale is None else scale, out_BR)
+    if isinstance(sizes, Vector):
+        ahead = min(sizes.ahead, triton.cdiv(columns, block_k))
+        decode_vector[(triton.cdiv(rows, block_r),)](
+            *shared, eps or 0.0, batch, rows, columns, block_r, block_k, ahead,
+            PERMUTE=scale is not None and is_nvidia(matrix.device), **flags, **options(sizes.warps, pdl),
+        )  # fmt: skip
+        return
+    block_b = token_block(sizes, batch)
+    splits = min(sizes.splits, triton.cdiv(columns, block_k))
+    segment, rest = divmod(columns, splits)
+    whole = not rest and segment % block_k == 0 and segment * matrix.element_size() % (16 * max(sizes.pieces, 1)) == 0
+    grid = (triton.cdiv(rows, block_r), splits, triton.cdiv(batch, block_b))
+    stage = block_k * ((1 + pair) * block_r * matrix.element_size() + block_b * x_BK.element_size())
+    decode_matrix[grid](
+        *shared, *arrivals, batch, eps or 0.0, rows, columns, block_r, block_b, block_k, splits,
+        depth(sizes.stages, stage, shared_memory(matrix.device)), sizes.pieces if whole else 0,
+        PRECISION=precision_of(x_BK), **flags, **options(sizes.warps, pdl),
+    )  # fmt: skip
+
+
+def depth(stages: int, stage_bytes: int, shared_bytes: int) -> int:
+    """As many stages as shared memory has room for, beside the little that other things take."""
+    room = shared_bytes - 4096
+    return stages if shared_bytes == 0 else max(1, min(stages, room // stage_bytes))
+
+
+def token_block(sizes: Matrix, batch: int) -> int:
+    """Tokens of a tile: the matrix units take no fewer than 16 with profit."""
+    return min(sizes.tokens, max(16, triton.next_power_of_2(batch)))
+
+
+def options(warps: int, pdl: bool) -> dict[str, Any]:
+    """What a launch takes beside its arguments; Triton's interpreter knows nothing of PDL."""
+    return {"num_warps": warps, **({"launch_pdl": True} if pdl else {})}
+
+
+def attend(
+    gqkv_BX: Tensor,
+    z_BA: Tensor,
+    cache: PagedKeyValues,
+    slot: int,
+    table_BM: Tensor,
+    positions_B: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    sizes: Attend,
+    arrivals: Arrivals,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z."""
+    _, _, heads, page, width = cache.keys.shape
+    batch = len(gqkv_BX)
+    keys, values = cache.keys[slot], cache.values[slot]
+    scales = (keys, values)
+    if cache.key_scales is not None and cache.value_scales is not None:
+        scales = (cache.key_scales[slot], cache.value_scales[slot])
+    room = batch * heads * sizes.splits
+    parts, summaries = arrivals.parts[: room * width], arrivals.parts[room * width :]
+    decode_attention[(heads, batch, sizes.splits)](
+        gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
+        math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
+        cache.key_scales is not None, pdl, **options(sizes.warps, pdl),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- step ---
+
+
+def why_not_decode(config: ModelConfig, device: torch.device) -> str | None:
+    """Why a model has no ``DecodeStep`` on a device, in words; None: it has."""
+    return why_not_fused(config, device)
+
+
+class DecodeStep:
+    """A decoding step of a model for up to ``max_batch`` texts.
+
+    The model's weights are those at the time of construction: change them in place or make another step. An integer
+    matrix has its scales beside it (``weight`` [R, K] int8, ``scale`` [R] fp32).
+    """
+
+    def __init__(
+        self, model: RecurrentLM, max_batch: int, *, settings: Settings | None = None, pdl: bool | None = None
+    ) -> None:
+        """settings: for every number of texts, in the place of the tables'. pdl: None, where the GPU has it."""
+        assert why_not_decode(model.config, model.lm_head.weight.device) is None
+        config = self.config = model.config
+        self.max_batch = max_batch
+        self.embedding, self.fast = model.model.embed_tokens.weight.detach(), model.model.z_L_init
+        self.device = self.embedding.device
+        self.pdl = has_pdl(self.device) if pdl is None else pdl
+        self.stacks = {name: [_weights(layer) for layer in model.model.stack(name).layers] for name in config.stacks}
+        self._settings = settings
+        positions = torch.arange(config.max_position_embeddings, device=self.device)
+        cos, sin = rotary_table(positions, config.head_dim, config.rope_theta)
+        self.rotary = (cos.flatten(1), sin.flatten(1))
+        rows = max(16 * triton.cdiv(config.hidden_size, 16), config.num_heads)
+        self._counts = torch.zeros(max_batch * rows, dtype=torch.int32, device=self.device)
+
+    def settings(self, batch: int) -> Settings:
+        """The sizes of the kernels for a number of texts."""
+        matrix = next(iter(self.stacks.values()))[0][0].matrix
+        return self._settings or Settings.of(batch, matrix.element_size())
+
+    def __call__(
+        self,
+        ids_B: Tensor,
+        positions_B: Tensor,
+        cache: PagedKeyValues,
+        table_BM: Tensor,
+        config: ModelConfig | None = None,
+    ) -> Tensor:
+        """The final state [B, D] of one new token of each text, whose keys and values enter the cache.
+
+        positions_B: how many tokens of each text are in the cache already, which is the new one's position. table_BM:
+        the pages of each text. config: the model's, or one that differs in its cycles. A row that holds no text has
+        position 0 and a table of zeros: it writes to page 0, which no text may own.
+        """
+        config = config or self.config
+        batch, width = len(ids_B), config.hidden_size
+        assert batch <= self.max_batch and all(x.is_contiguous() for x in (ids_B, positions_B, table_BM))
+        sizes = self.settings(batch)
+        x_BD, z_H_BD, z_L_BD = (self._empty(batch, width) for _ in range(3))
+        states = {"z_H": z_H_BD, "z_L": z_L_BD}
+        scratch = Scratch(
+            self._empty(batch, 4 * config.attention_size),
+            self._empty(batch, config.attention_size),
+            self._empty(batch, config.intermediate_size),
+            Arrivals(self._empty(_room(sizes, batch, config), dtype=torch.float32), self._counts),
+        )
+        steps = plan(config)
+        norm = {"D": width, "BLOCK_D": triton.next_power_of_2(width), "PDL": self.pdl}
+        with torch.cuda.device_of(x_BD):
+            decode_enter[(batch,)](
+                ids_B, self.embedding, self.fast, z_H_BD, z_L_BD, x_BD, 1 / config.embedding_std,
+                BOTH=len(steps[0].reads) == 2, **norm, num_warps=row_warps(width),
+            )  # fmt: skip
+            for index, step in enumerate(steps):
+                slot = index * config.layers_per_stack
+                for layer, weights in enumerate(self.stacks[step.stack]):
+                    self._block(x_BD, weights, cache, slot + layer, table_BM, positions_B, sizes, scratch)
+                last = index == len(steps) - 1
+                reads = (step.writes,) if last else steps[index + 1].reads
+                # Every plan's call reads what the one before it wrote, and at most one state beside it.
+                assert step.writes in reads and len(reads) <= 2
+                other = next((states[name] for name in reads if name != step.writes), x_BD)
+                decode_exit[(batch,)](
+                    x_BD, states[step.writes], other, config.norm_eps, NORM=last or config.norm == "magic",
+                    BOTH=len(reads) == 2, **norm, **options(row_warps(width), self.pdl),
+                )  # fmt: skip
+        return states[steps[-1].writes]
+
+    def _block(
+        self,
+        x_BD: Tensor,
+        weights: tuple[Weight, ...],
+        cache: PagedKeyValues,
+        slot: int,
+        table_BM: Tensor,
+        positions_B: Tensor,
+        sizes: Settings,
+        scratch: Scratch,
+    ) -> None:
+        """``block.Block`` in five kernels; x becomes its output."""
+        gqkv, o, gate_up, down = weights
+        pdl, eps, arrivals = self.pdl, self.config.norm_eps, scratch.arrivals
+        multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, pdl=pdl)
+        attend(
+            scratch.gqkv, scratch.z, cache, slot, table_BM, positions_B, self.rotary, sizes.attention, arrivals, pdl=pdl
+        )
+        multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, pdl=pdl)
+        multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, pdl=pdl)
+        multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, pdl=pdl)
+
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.embedding.dtype, device=self.device)
+
+
+class Scratch(NamedTuple):
+    """What the kernels of a block hand to each other."""
+
+    gqkv: Tensor
+    """[B, 4 A]"""
+    z: Tensor
+    """[B, A]"""
+    h: Tensor
+    """[B, I]"""
+    arrivals: Arrivals
+
+
+def _room(sizes: Settings, batch: int, config: ModelConfig) -> int:
+    """fp32 numbers that the kernel with the most parts of a result needs."""
+    split = [each.splits for each in (sizes.o, sizes.down) if isinstance(each, Matrix)]
+    attention = config.num_heads * sizes.attention.splits * (config.head_dim + 2)
+    return batch * max(attention, *(splits * config.hidden_size for splits in split), 0)
+
+
+def _weights(block: nn.Module) -> tuple[Weight, ...]:
+    """gqkv, o, gate and up, down."""
+    assert isinstance(block, Block)
+    modules = (block.attn.gqkv_proj, block.attn.o_proj, block.mlp.gate_up_proj, block.mlp.down_proj)
+    return tuple(Weight(module.weight.detach(), getattr(module, "scale", None)) for module in modules)
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Whether a device is a GPU of NVIDIA."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def has_pdl(device: torch.device) -> bool:
+    """Whether a GPU knows programmatic dependent launch: NVIDIA's, from Hopper on."""
+    return is_nvidia(device) and torch.cuda.get_device_capability(device) >= (9, 0)
