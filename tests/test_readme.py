@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +66,9 @@ def test_every_command_of_the_readme_runs() -> None:
             assert subprocess.run(ranks, env=path, timeout=200, capture_output=True).returncode == 0, command
             continue
         assert program == "hrm-text", command
+        if arguments[0] == "serve":
+            serve_and_stop(arguments)
+            continue
         if arguments[-1] == "--help":
             with pytest.raises(SystemExit, match="^0$"):
                 cli.main(arguments)
@@ -72,6 +77,26 @@ def test_every_command_of_the_readme_runs() -> None:
         ran += 1
     assert ran >= 8
     assert Path("WEIGHTS_DIR/model.safetensors").exists()  # the last of them came to its end
+
+
+def serve_and_stop(arguments: list[str]) -> None:
+    """Start the server on a free port, ask it something, and end it as a machine does that shuts down."""
+    path = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hrm_text", *arguments, "--port", "0"]
+    with subprocess.Popen(command, env=path, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            address = next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            asked = json.dumps({"prompt": "57 + 38", "condition": "cot", "max_tokens": 4}).encode()
+            request = urllib.request.Request(
+                f"{address}/v1/completions", asked, {"Content-Type": "application/json"}, method="POST"
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["usage"]["completion_tokens"] > 0
+        finally:
+            server.terminate()
+            server.stderr.read()
+    assert server.returncode == 0
 
 
 def test_the_python_of_the_readme_runs() -> None:

@@ -97,6 +97,7 @@ def decode(
     warmup: int = 8,
     quantize: Literal["none", "int8"] = "none",
     kv_cache: Literal["auto", "int8"] = "auto",
+    decode: Literal["auto", "plain", "compiled", "fused"] = "auto",
     dtype: str = "auto",
     device: str = "auto",
     vs: Literal["transformers"] | None = None,
@@ -113,6 +114,7 @@ def decode(
         warmup: steps before the clock starts
         quantize: int8 keeps the weights of the blocks in 8 bits
         kv_cache: int8 keeps keys and values in 8 bits
+        decode: how steps are computed: auto, plain, compiled (CPU), fused (CUDA)
         dtype: auto, float32 or bfloat16
         device: auto, cpu, cuda or mps
         vs: transformers answers the same prompts with the same weights
@@ -129,6 +131,7 @@ def decode(
         "warmup": warmup,
         "quantize": quantize,
         "kv_cache": kv_cache,
+        "decode": decode,
         "dtype": dtype,
         "device": device,
     }

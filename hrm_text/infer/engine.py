@@ -14,7 +14,7 @@ from hrm_text.infer.answering import Answering
 from hrm_text.infer.cache import Pages
 from hrm_text.infer.lane import Lane, with_cycles
 from hrm_text.infer.prefill import prefill
-from hrm_text.infer.requests import Cycles, FinishReason, KeyValues, Piece, Request, TokenScore
+from hrm_text.infer.requests import Cycles, Decode, FinishReason, KeyValues, Piece, Request, TokenScore
 from hrm_text.infer.sampling import Chosen, RowState, Sampler
 from hrm_text.infer.steps import make_step, prepare
 from hrm_text.infer.text import Text
@@ -72,6 +72,7 @@ class DecodingEngine:
         max_batch: int = 64,
         cache_tokens: int | None = None,
         kv_cache: KeyValues = "auto",
+        decode: Decode = "auto",
         page_size: int | None = None,
     ) -> None:
         """Take the memory.
@@ -81,10 +82,11 @@ class DecodingEngine:
             max_batch: texts that take a step together.
             cache_tokens: tokens, of prompts and responses, to have room for; None: as many as the memory left takes.
             kv_cache: auto keeps keys and values in the model's dtype; int8 in half or a quarter of the memory.
+            decode: how steps are computed; auto is the fastest way that is known to be right.
             page_size: tokens of a page; None: what suits the device.
 
         Raises:
-            UserError: max_batch or cache_tokens below 1.
+            UserError: max_batch or cache_tokens below 1; a way to decode that is not to be had.
         """
         if max_batch < 1:
             raise UserError(f"max_batch must be at least 1, found {max_batch}")
@@ -93,7 +95,7 @@ class DecodingEngine:
         self.model, self.max_batch = model, max_batch
         config, weight = model.config, model.module.lm_head.weight
         self.device = weight.device
-        prepare(model.module)
+        self.decode = prepare(model.module, decode)
         page_size = page_size or memory.page_size(self.device)
         dtype = torch.int8 if kv_cache == "int8" else weight.dtype
         tokens = cache_tokens or memory.cache_tokens(config, dtype, self.device, max_batch)
@@ -420,7 +422,7 @@ class DecodingEngine:
 
     def _lane(self, cycles: Cycles) -> Lane:
         if cycles not in self._lanes:
-            step = make_step(self.model.module, self._config(cycles), self.cache, self.max_batch)
+            step = make_step(self.model.module, self._config(cycles), self.cache, self.max_batch, self.decode)
             per_text = self.pages.needed(self.model.config.max_position_embeddings)
             self._lanes[cycles] = Lane(step, self.max_batch, per_text, self.device)
         return self._lanes[cycles]

@@ -12,6 +12,10 @@ from hrm_text.contracts import UserError
 KeyValues = Literal["auto", "int8"]
 """What the cache keeps: numbers of the model's dtype, or integers with a scale for each token and head."""
 
+Decode = Literal["auto", "plain", "compiled", "fused"]
+"""How steps are computed. plain: the model's own forward pass, the definition. compiled: compiled loops on a CPU.
+fused: kernels in a CUDA graph."""
+
 FinishReason = Literal["stop", "length", "cancelled"]
 """stop: the end token, or a stop string. length: max_new_tokens, or the end of the context."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from hrm_text.contracts import UserError
 from hrm_text.infer.lane import PlainStep, Step
+from hrm_text.infer.requests import Decode
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.paged import PagedKeyValues
 from hrm_text.model.recurrence import RecurrentLM
@@ -13,39 +15,66 @@ WORTH_COMPILING = 50_000_000
 """Weights read for a token from which a CPU has compiled loops, which take seconds to compile or to load."""
 
 
-def prepare(model: RecurrentLM) -> None:
-    """Let a model that lies on its device compute prompts, and on a CPU steps, as fast as it can there."""
+def prepare(model: RecurrentLM, decode: Decode) -> Decode:
+    """Let a model compute prompts and steps as asked, from outside; what ``auto`` stands for where it lies.
+
+    On CUDA that is ``plain`` as long as the fused steps have not been run there (docs/inference.md).
+
+    Raises:
+        UserError: the device or the model does not have what was asked for.
+    """
     device = model.lm_head.weight.device
+    chosen = automatic(model, device) if decode == "auto" else decode
+    if (reason := why_not(chosen, model.config, device)) is not None:
+        raise UserError(f"decode: {chosen!r} is not to be had here: {reason}; choose auto or plain")
+    if chosen == "compiled":
+        from hrm_text.model.kernels.cpu_decode import speed_up_decoding
+
+        speed_up_decoding(model)
     if device.type == "cuda" and all(weight.dtype != torch.int8 for weight in model.state_dict().values()):
         from hrm_text.model.kernels.fused import fuse, why_not_fused
 
         if why_not_fused(model.config, device) is None:
             fuse(model, recompute="full")
-    elif is_worth_compiling(model):
-        from hrm_text.model.kernels.cpu_decode import speed_up_decoding
-
-        speed_up_decoding(model)
+    return chosen
 
 
-def make_step(model: RecurrentLM, config: ModelConfig, cache: PagedKeyValues, max_batch: int) -> Step:
-    """The fastest step there is for a model that has been prepared."""
-    device = model.lm_head.weight.device
-    if device.type == "cuda":
-        from hrm_text.model.kernels.decode import why_not_decode
+def automatic(model: RecurrentLM, device: torch.device) -> Decode:
+    """The fastest way that is known to be right."""
+    config = model.config
+    large = config.num_cache_slots * config.block_parameters >= WORTH_COMPILING
+    return "compiled" if large and why_not("compiled", config, device) is None else "plain"
 
-        if why_not_decode(config, device) is None:
+
+def why_not(decode: Decode, config: ModelConfig, device: torch.device) -> str | None:
+    """What a device or a model lacks for a way of decoding, in words; None: nothing."""
+    match decode:
+        case "plain":
+            return None
+        case "compiled":
+            from hrm_text.model.kernels import cpu_decode
+
+            return cpu_decode.why_not(config) if device.type == "cpu" else f"it is for CPUs, and this is {device.type}"
+        case "fused":
+            if device.type != "cuda":
+                return f"it needs a GPU with CUDA, and the device is {device.type!r}"
+            from hrm_text.model.kernels.decode import why_not_decode
+
+            return why_not_decode(config, device)
+        case _:
+            raise UserError(f"decode: unknown {decode!r}; choose from auto, plain, compiled, fused")
+
+
+def make_step(model: RecurrentLM, config: ModelConfig, cache: PagedKeyValues, max_batch: int, decode: Decode) -> Step:
+    """A step of a model that has been prepared for it."""
+    match decode:
+        case "fused":
             from hrm_text.infer.graphs import GraphedStep
 
             return GraphedStep(model, config, cache, max_batch)
-    if is_worth_compiling(model):
-        from hrm_text.model.kernels.cpu_decode import CompiledDecoding
+        case "compiled":
+            from hrm_text.model.kernels.cpu_decode import CompiledDecoding
 
-        return PlainStep(model, config, cache, CompiledDecoding)
-    return PlainStep(model, config, cache)
-
-
-def is_worth_compiling(model: RecurrentLM) -> bool:
-    """Whether a model lies on a CPU and is large."""
-    config = model.config
-    large = config.num_cache_slots * config.block_parameters >= WORTH_COMPILING
-    return large and model.lm_head.weight.device.type == "cpu"
+            return PlainStep(model, config, cache, CompiledDecoding)
+        case _:
+            return PlainStep(model, config, cache)

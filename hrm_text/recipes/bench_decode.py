@@ -18,7 +18,7 @@ from rich.table import Table
 from hrm_text.contracts import UserError
 from hrm_text.infer.engine import DecodingEngine
 from hrm_text.infer.memory import bytes_per_token
-from hrm_text.infer.requests import Request, Sampling, Turn
+from hrm_text.infer.requests import Decode, Request, Sampling, Turn
 from hrm_text.model.config import Architecture, ModelConfig, preset
 from hrm_text.model.plan import plan
 from hrm_text.model.recurrence import RecurrentLM, build
@@ -51,6 +51,8 @@ class DecodeConfig:
     """Weights of the blocks."""
     kv_cache: Literal["auto", "int8"] = "auto"
     """Keys and values: auto is the model's dtype."""
+    decode: Decode = "auto"
+    """How steps are computed."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on CUDA, float32 elsewhere."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -156,7 +158,11 @@ def time_engine(
     started = time.perf_counter()
     new = config.warmup + config.steps + 2
     engine = DecodingEngine(
-        model, max_batch=batch, cache_tokens=batch * (config.prompt + new + 64), kv_cache=config.kv_cache
+        model,
+        max_batch=batch,
+        cache_tokens=batch * (config.prompt + new + 64),
+        kv_cache=config.kv_cache,
+        decode=config.decode,
     )
     list(engine_steps(engine, requests_of(config, batch, new=2, seed=1)))
     seconds_to_first = time.perf_counter() - started
@@ -170,7 +176,7 @@ def time_engine(
     tokens = config.prompt + config.warmup + config.steps // 2
     return DecodeTiming(
         system="hrm-text",
-        settings={key: getattr(config, key) for key in (*SHOWN, "quantize", "kv_cache")},
+        settings={key: getattr(config, key) for key in (*SHOWN, "quantize", "kv_cache")} | {"decode": engine.decode},
         device=device_name(device.type),
         batch=batch,
         step_ms=median,

@@ -118,6 +118,8 @@ class Trainer:
         self.stalled_seconds = 0.0
         """How long checkpoints have kept training from going on."""
         self.last_checkpoint = folder
+        self.not_saved: UserError | None = None
+        """Why the newest checkpoint could not be written, until one can."""
         if folder is not None and saved is not None:
             self._continue_from(folder, saved)
 
@@ -173,6 +175,8 @@ class Trainer:
                     self.save()
                 self._at(f"waiting for the checkpoint of step {self.step:,}")
                 self._tell_of_saves(wait=True)
+                if self.not_saved is not None:
+                    raise self.not_saved
             outcome = "finished" if self.step == self.total_steps else "interrupted"
         except KeyboardInterrupt:
             outcome = "interrupted"
@@ -251,10 +255,7 @@ class Trainer:
         if self.skipped_in_a_row == 1:
             self._warn(f"step {step}: loss or gradient is not finite; the step was skipped")
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            try:
-                self._tell_of_saves(wait=True)  # one may be half written still, and it is where the run continues
-            except UserError as error:
-                self._warn(f"not saved: {error}")
+            self._tell_of_saves(wait=True)  # one may be half written still, and it is where the run continues
             raise UserError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last was step "
                 f"{step}. Lower optimizer.lr.peak or lengthen its warm-up, check the data of these steps, and run "
@@ -314,20 +315,21 @@ class Trainer:
     def _tell_of_saves(self, wait: bool = False) -> None:
         """Tell of the checkpoints that are whole by now, with ``wait`` of all.
 
-        A disk that is full is a warning, and training goes on; nothing but at the end is lost by it, where it is an
-        error.
+        One that failed, on a disk that is full, is a warning while training goes on. At the end it is an error, if it
+        was the last.
         """
-        try:
-            while (saved := self.saver.finished(wait)) is not None:
-                self.last_checkpoint = saved.folder
-                self.stalled_seconds += saved.stalled_seconds
-                self.hooks.on_checkpoint(
-                    CheckpointRecord(saved.step, saved.folder, saved.stalled_seconds, saved.seconds)
-                )
-        except UserError as error:
-            if wait:
-                raise
-            self._warn(f"not saved: {error}")
+        while True:
+            try:
+                saved = self.saver.finished(wait)
+            except UserError as error:
+                self.not_saved = error
+                self._warn(f"not saved: {error}")
+                continue
+            if saved is None:
+                return
+            self.not_saved, self.last_checkpoint = None, saved.folder
+            self.stalled_seconds += saved.stalled_seconds
+            self.hooks.on_checkpoint(CheckpointRecord(saved.step, saved.folder, saved.stalled_seconds, saved.seconds))
 
     def _newest_checkpoint(self) -> tuple[Path, checkpoint.SavedState] | tuple[None, None]:
         """The newest good checkpoint of this run, if there is one; one that this run cannot continue is an error."""

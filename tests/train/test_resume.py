@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hrm_text.contracts import UserError
 from hrm_text.files import explained_disk_errors
+from hrm_text.train.checkpoint import Saver
 from hrm_text.train.checkpoint_storage import Writer
 from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.hooks import Hook, JsonlMetrics, Level, StepRecord
@@ -272,13 +273,18 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(
     assert_ends_the_same(trainer)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
 def test_a_disk_that_is_full_at_the_end_is_an_error(
-    config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
+    seconds: float, config: MakeConfig, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Writer, *arguments: Any) -> Any:
+        time.sleep(seconds)
         with explained_disk_errors(self.folder):
             raise OSError(errno.ENOSPC, "No space left on device")
 
+    # Whether it fails before the run asks for it, or after.
+    begin = Saver.begin
+    monkeypatch.setattr(Saver, "begin", lambda *arguments: (begin(*arguments), time.sleep(0.3 - seconds))[0])
     monkeypatch.setattr(Writer, "write_data", full)
     for hooks in ([], [StopAfter(1)]):
         with pytest.raises(UserError, match="the disk is full"):
