@@ -19,6 +19,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -248,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", help="of a server that runs already; its memory is not watched")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--log", type=Path, default=Path("serve_load.log"), help="what the server says")
+    parser.add_argument(
+        "--log", type=Path, default=Path(tempfile.gettempdir()) / "serve_load.log", help="what the server says"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="options of `hrm-text serve`; comes last")
     options = parser.parse_args(arguments)
