@@ -284,7 +284,12 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(
 
     # Whether it fails before the run asks for it, or after.
     begin = Saver.begin
-    monkeypatch.setattr(Saver, "begin", lambda *arguments: (begin(*arguments), time.sleep(0.3 - seconds))[0])
+
+    def begin_and_wait(*arguments: Any) -> None:
+        begin(*arguments)
+        time.sleep(0.3 - seconds)
+
+    monkeypatch.setattr(Saver, "begin", begin_and_wait)
     monkeypatch.setattr(Writer, "write_data", full)
     for hooks in ([], [StopAfter(1)]):
         with pytest.raises(UserError, match="the disk is full"):
