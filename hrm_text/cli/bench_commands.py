@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from hrm_text.cli.terminal import notes, print_json, progress_bar
+from hrm_text.contracts import UserError
 
 
 def train(
@@ -91,7 +92,7 @@ def train(
 def decode(
     size: str = "XL",
     architecture: str = "hrm",
-    batch: tuple[int, ...] = (1, 16, 64),
+    batch: str = "1,16,64",
     prompt: int = 256,
     steps: int = 64,
     warmup: int = 8,
@@ -108,7 +109,7 @@ def decode(
     Args:
         size: named size of the model
         architecture: plan of module calls
-        batch: texts made together, each number measured
+        batch: texts made together: numbers with commas between, each measured
         prompt: tokens of each prompt
         steps: timed steps
         warmup: steps before the clock starts
@@ -136,8 +137,12 @@ def decode(
         "device": device,
     }
     config = from_mapping(DecodeConfig, values, "bench decode")
+    try:
+        batches = [int(number) for number in batch.split(",")]
+    except ValueError:
+        raise UserError(f"--batch: expected numbers with commas between, such as 1,16,64, found {batch!r}") from None
     with notes().status("timing decoding steps"):
-        timings = bench_decode(config, batch, vs)
+        timings = bench_decode(config, batches, vs)
     if json:
         for timing in timings:
             print_json(dataclasses.asdict(timing))
