@@ -1,10 +1,12 @@
+"""The engine says what the whole forward pass says: on a CPU, and on a GPU in every way there is to take a step."""
+
 from __future__ import annotations
 
 import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info
 from hrm_text.infer.engine import DecodingEngine
 from hrm_text.infer.lane import with_cycles
-from hrm_text.infer.requests import Cycles, Piece, Request, Sampling, Turn
+from hrm_text.infer.requests import Cycles, Decode, Piece, Request, Sampling, Turn
 from hrm_text.infer.text_model import TextModel
 from hrm_text.model.config import preset
 from hrm_text.model.plan import plan
@@ -23,16 +25,35 @@ from hrm_text.model.recurrence import RecurrentLM, build
 
 CONTEXT = 96
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WAYS: tuple[Decode, ...] = ("plain", "fused") if DEVICE == "cuda" else ("auto",)
 
-def make(tokenizer_dir: Path, seed: int = 3, **changes: Any) -> TextModel:
+
+class Decoding(TextModel):
+    """A model whose engines take their steps in one way, if not told otherwise."""
+
+    way: Decode = "auto"
+
+    def engine(self, **options: Any) -> DecodingEngine:
+        return super().engine(**({"decode": self.way} | options))
+
+
+def make(tokenizer_dir: Path, way: Decode = "auto", seed: int = 3, **changes: Any) -> TextModel:
     prompt_format = PromptFormat(load_tokenizer(tokenizer_dir), tokenizer_info(tokenizer_dir))
     values = {"vocab_size": 512, "max_position_embeddings": CONTEXT} | changes
-    return TextModel(build(preset("tiny", **values), seed=seed), prompt_format)
+    model = Decoding(build(preset("tiny", **values), seed=seed, device=DEVICE), prompt_format)
+    model.way = way
+    return model
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> Decode:
+    return cast(Decode, request.param)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer_dir: Path) -> TextModel:
-    return make(tokenizer_dir)
+def model(tokenizer_dir: Path, way: Decode) -> TextModel:
+    return make(tokenizer_dir, way)
 
 
 # ------------------------------------------------------------------------------------------------- the definition ---
@@ -56,13 +77,13 @@ def next_logits(module: RecurrentLM, turns: Sequence[Turn], cycles: Cycles | Non
     for number, turn in enumerate(turns):
         ids += [*turn.prefix_ids, *turn.response_ids]
         segment += [number] * len(turn.prefix_ids) + [-1] * len(turn.response_ids)
-    place = torch.arange(len(ids))
-    of = torch.tensor(segment)
+    place = torch.arange(len(ids), device=DEVICE)
+    of = torch.tensor(segment, device=DEVICE)
     mask_TT = (place[None] <= place[:, None]) | ((of[None] == of[:, None]) & (of[:, None] >= 0))
     steps = None if cycles is None else plan(with_cycles(module.config, cycles.h_cycles, cycles.l_cycles))
     with torch.no_grad():
-        hidden_TD = module(torch.tensor(ids), place, MaskedAttention(mask_TT), steps=steps)
-        return module.lm_head(hidden_TD[-1])
+        hidden_TD = module(torch.tensor(ids, device=DEVICE), place, MaskedAttention(mask_TT), steps=steps)
+        return module.lm_head(hidden_TD[-1]).cpu()
 
 
 def greedy(model: TextModel, request: Request) -> list[int]:
@@ -121,8 +142,10 @@ def tokens_of(model: TextModel, asked: Sequence[Request], **options: Any) -> lis
 
 
 @pytest.mark.parametrize("architecture", ["hrm", "trm", "rins", "looped", "transformer"])
-def test_a_mixed_batch_says_what_the_whole_forward_pass_says(architecture: str, tokenizer_dir: Path) -> None:
-    model = make(tokenizer_dir, architecture=architecture)
+def test_a_mixed_batch_says_what_the_whole_forward_pass_says(
+    architecture: str, way: Decode, tokenizer_dir: Path
+) -> None:
+    model = make(tokenizer_dir, way, architecture=architecture)
     asked = requests(9)
     expected = [greedy(model, request) for request in asked]
     assert tokens_of(model, asked, page_size=4, max_batch=5, at_once=2) == expected

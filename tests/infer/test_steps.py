@@ -13,9 +13,12 @@ from hrm_text.infer.steps import prepare, why_not
 from hrm_text.model.config import preset
 from hrm_text.model.kernels.cpu_decode import CompiledDecoding
 from hrm_text.model.recurrence import build
-from tests.infer.test_engine import make, requests, tokens_of
+from tests.infer.test_engine import DEVICE, make, requests, tokens_of
+
+ON_A_CPU = pytest.mark.skipif(DEVICE != "cpu", reason="the model lies on a GPU")
 
 
+@ON_A_CPU
 def test_compiled_loops_say_what_the_definition_says(tokenizer_dir: Path) -> None:
     asked = requests(8, seed=random.Random(1).randrange(100))
     plain, compiled = (
@@ -25,6 +28,7 @@ def test_compiled_loops_say_what_the_definition_says(tokenizer_dir: Path) -> Non
     assert plain == compiled
 
 
+@ON_A_CPU
 def test_large_models_have_compiled_loops_on_a_cpu(tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert make(tokenizer_dir).engine().decode == "plain"
     monkeypatch.setattr(steps, "WORTH_COMPILING", 1000)
@@ -49,6 +53,7 @@ def test_what_is_not_to_be_had_says_why(decode: Decode, device: str, reason: str
     assert (found is None) == (reason is None) and (reason or "") in (found or "")
 
 
+@ON_A_CPU
 def test_a_way_that_is_not_to_be_had_or_known(tokenizer_dir: Path) -> None:
     with pytest.raises(UserError, match="decode: 'fused' is not to be had here: it needs a GPU"):
         make(tokenizer_dir).engine(decode="fused")
