@@ -102,9 +102,13 @@ def decode(
     dtype: str = "auto",
     device: str = "auto",
     vs: Literal["transformers"] | None = None,
+    mixed: int | None = None,
+    mixed_steps: int = 2000,
     json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Time the engine on random weights and prompts: ms per step, tokens/s, prompts, time to the first token.
+
+    Prompts are also given as a share of a training step's forward pass, which is timed in the same run.
 
     Args:
         size: named size of the model
@@ -119,9 +123,12 @@ def decode(
         dtype: auto, float32 or bfloat16
         device: auto, cpu, cuda or mps
         vs: transformers answers the same prompts with the same weights
+        mixed: texts in flight, of different lengths, each followed by another as it ends: the share of a steady batch's
+            tokens/s that they reach, prompts included; not measured if not given
+        mixed_steps: steps over which these are measured
         json: print one JSON object per batch and system
     """
-    from hrm_text.recipes.bench_decode import DecodeConfig, as_table, bench_decode
+    from hrm_text.recipes.bench_decode import DecodeConfig, as_table, bench_decode, mixed_table
     from hrm_text.settings import from_mapping
 
     values = {
@@ -130,6 +137,7 @@ def decode(
         "prompt": prompt,
         "steps": steps,
         "warmup": warmup,
+        "mixed_steps": mixed_steps,
         "quantize": quantize,
         "kv_cache": kv_cache,
         "decode": decode,
@@ -142,12 +150,16 @@ def decode(
     except ValueError:
         raise UserError(f"--batch: expected numbers with commas between, such as 1,16,64, found {batch!r}") from None
     with notes().status("timing decoding steps"):
-        timings = bench_decode(config, batches, vs)
+        timings, come_and_go = bench_decode(config, batches, vs, mixed)
     if json:
         for timing in timings:
             print_json(dataclasses.asdict(timing))
-    else:
-        Console().print(as_table(timings))
+        if come_and_go is not None:
+            print_json(dataclasses.asdict(come_and_go))
+        return
+    Console().print(as_table(timings))
+    if come_and_go is not None:
+        Console().print(mixed_table(come_and_go))
 
 
 def attention(

@@ -16,7 +16,7 @@ from hrm_text.infer.lane import Lane, with_cycles
 from hrm_text.infer.prefill import prefill
 from hrm_text.infer.requests import Cycles, Decode, FinishReason, KeyValues, Piece, Request, TokenScore
 from hrm_text.infer.sampling import Chosen, RowState, Sampler
-from hrm_text.infer.steps import make_step, prepare
+from hrm_text.infer.steps import make_recorded, make_step, prepare
 from hrm_text.infer.text import Text
 from hrm_text.infer.text_stream import TextStream, token_text
 from hrm_text.model.config import ModelConfig
@@ -102,6 +102,7 @@ class DecodingEngine:
         self.pages = Pages(1 + -(-tokens // page_size), page_size)
         self.cache = PagedKeyValues.allocate(config, self.pages.num_pages, page_size, self.device, dtype)
         self.sampler = Sampler(model.vocab_size, self.device)
+        self._recorded = make_recorded(model.module, self.cache, self.decode)
         self.cycles = Cycles(config.H_cycles, config.L_cycles)
         # On a GPU the host looks at a step's tokens while the next one runs; a CPU would only do work for nothing.
         self._most_pending = 1 if self.device.type == "cuda" else 0
@@ -255,7 +256,7 @@ class DecodingEngine:
     def _prefill(self, cycles: Cycles, texts: list[Text]) -> None:
         steps = plan(self._config(cycles))
         new = [text.new_tokens(text.length, self.model.config.prefix_lm) for text in texts]
-        hidden_BD = prefill(self.model.module, steps, self.cache, new)
+        hidden_BD = prefill(self.model.module, steps, self.cache, new, self._recorded)
         with torch.inference_mode():
             chosen = self.sampler.choose(self.model.module.lm_head(hidden_BD), [text.state for text in texts])
         for text, token in zip(texts, chosen.token_ids.unbind(0), strict=True):

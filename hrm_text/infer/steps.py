@@ -6,6 +6,7 @@ import torch
 
 from hrm_text.contracts import UserError
 from hrm_text.infer.lane import PlainStep, Step
+from hrm_text.infer.prefill import Recorded
 from hrm_text.infer.requests import Decode
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.paged import PagedKeyValues
@@ -78,3 +79,12 @@ def make_step(model: RecurrentLM, config: ModelConfig, cache: PagedKeyValues, ma
             return PlainStep(model, config, cache, CompiledDecoding)
         case _:
             return PlainStep(model, config, cache)
+
+
+def make_recorded(model: RecurrentLM, cache: PagedKeyValues, decode: Decode) -> Recorded | None:
+    """Recorded passes over short prompts, where steps are recorded too."""
+    if decode != "fused":
+        return None
+    from hrm_text.infer.prefill_graphs import GraphedPrefill
+
+    return GraphedPrefill(model, cache)

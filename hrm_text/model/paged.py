@@ -7,6 +7,7 @@ Memory is cut into pages of P tokens. A text owns a list of pages, its row of th
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrm_text.model.config import ModelConfig
+from hrm_text.model.kernels import why_not
 
 # B texts, M pages a text at most, P tokens a page, T tokens, C places, N heads, H head width
 
@@ -51,7 +53,12 @@ class PagedKeyValues:
         return self.keys.shape[1]
 
     def write(self, slot: int, pages_T: Tensor, places_T: Tensor, k_TNH: Tensor, v_TNH: Tensor) -> None:
-        """Store the keys and values of T tokens, each in its page at its place."""
+        """Store the keys and values of T tokens, each in its page at its place: on a GPU in one kernel."""
+        if has_kernel(self.keys.device):
+            from hrm_text.model.kernels import cache_write
+
+            cache_write.write(self, slot, pages_T, places_T, k_TNH, v_TNH)
+            return
         for store, scales, x_TNH in (
             (self.keys, self.key_scales, k_TNH),
             (self.values, self.value_scales, v_TNH),
@@ -118,3 +125,9 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [..., H] and fp32 scales [...] of vectors: the largest of each becomes 127, halves go to the even."""
     scales = x.float().abs().amax(-1).clamp(min=1e-12) / 127
     return (x.float() / scales[..., None]).round().to(torch.int8), scales
+
+
+@functools.cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether keys and values are written by a kernel there."""
+    return device.type == "cuda" and why_not("triton", device) is None

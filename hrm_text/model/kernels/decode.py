@@ -49,14 +49,15 @@ class Matrix:
     """Sizes of ``decode_matrix``."""
 
     rows: int
+    """Of W in a tile; of a pair of halves as many of each as the other."""
     block_k: int
     stages: int
     """Depth of the software pipeline; less where shared memory is short."""
     warps: int
     splits: int = 1
     """Programs that share the columns of a row."""
-    pieces: int = 4
-    """Into how many requests a row is cut that asks for it ahead of the wait; 0: none. A power of 2."""
+    ahead: int = 0
+    """Tiles that a program reads to registers ahead of the wait."""
     tokens: int = 64
     """Most tokens of a tile; a power of 2."""
 
@@ -77,34 +78,36 @@ Sizes = Vector | Matrix
 
 PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     # (product, most texts, bytes of a weight): the first that fits counts.
-    ("gqkv", 2, 2): Vector(8, 512, 3, 2),
-    ("o", 2, 2): Vector(4, 512, 3, 2),
-    ("gate_up", 2, 2): Vector(4, 512, 3, 2),
-    ("down", 2, 2): Vector(4, 1024, 4, 4),
-    ("gqkv", 2, 1): Vector(8, 512, 3, 2),
-    ("o", 2, 1): Vector(4, 512, 3, 2),
-    ("gate_up", 2, 1): Vector(4, 512, 3, 2),
-    ("down", 2, 1): Vector(4, 1024, 4, 4),
-    ("gqkv", 16, 2): Matrix(32, 128, 6, 4),
-    ("o", 16, 2): Matrix(16, 128, 6, 2, splits=2),
-    ("gate_up", 16, 2): Matrix(32, 128, 5, 4),
-    ("down", 16, 2): Matrix(32, 128, 6, 4, splits=4),
-    ("gqkv", 16, 1): Matrix(32, 128, 6, 4),
-    ("o", 16, 1): Matrix(16, 128, 6, 2, splits=2),
-    ("gate_up", 16, 1): Matrix(32, 128, 6, 4),
-    ("down", 16, 1): Matrix(32, 128, 6, 4, splits=4),
-    ("gqkv", 256, 2): Matrix(32, 64, 6, 4),
-    ("o", 256, 2): Matrix(64, 64, 6, 4, splits=4),
-    ("gate_up", 256, 2): Matrix(32, 64, 6, 4),
-    ("down", 256, 2): Matrix(64, 64, 6, 4, splits=8),
-    ("gqkv", 256, 1): Matrix(32, 64, 6, 4),
-    ("o", 256, 1): Matrix(64, 64, 6, 4, splits=4),
-    ("gate_up", 256, 1): Matrix(32, 64, 6, 4),
-    ("down", 256, 1): Matrix(64, 64, 6, 4, splits=8),
+    ("gqkv", 4, 2): Vector(2, 512, 2, 1),
+    ("o", 4, 2): Vector(2, 512, 3, 2),
+    ("gate_up", 4, 2): Vector(1, 512, 2, 1),
+    ("down", 4, 2): Vector(4, 1024, 4, 2),
+    ("gqkv", 4, 1): Vector(4, 512, 3, 1),
+    ("o", 4, 1): Vector(2, 2048, 1, 4),
+    ("gate_up", 4, 1): Vector(4, 512, 1, 4),
+    ("down", 4, 1): Vector(4, 4096, 1, 8),
+    ("gqkv", 16, 2): Matrix(64, 128, 6, 4),
+    ("o", 16, 2): Matrix(64, 128, 2, 4, splits=4, ahead=2),
+    ("gate_up", 16, 2): Matrix(64, 128, 5, 4, ahead=1),
+    ("down", 16, 2): Matrix(64, 128, 2, 4, splits=8, ahead=4),
+    ("gqkv", 16, 1): Matrix(64, 128, 6, 4),
+    ("o", 16, 1): Matrix(64, 128, 2, 4, splits=4, ahead=2),
+    ("gate_up", 16, 1): Matrix(64, 128, 5, 4, ahead=1),
+    ("down", 16, 1): Matrix(64, 128, 2, 4, splits=8, ahead=4),
+    ("gqkv", 256, 2): Matrix(64, 128, 5, 4),
+    ("o", 256, 2): Matrix(64, 128, 3, 8, splits=4, ahead=1),
+    ("gate_up", 256, 2): Matrix(64, 64, 8, 4),
+    ("down", 256, 2): Matrix(64, 128, 5, 8, splits=4),
+    ("gqkv", 256, 1): Matrix(64, 128, 5, 4),
+    ("o", 256, 1): Matrix(64, 128, 3, 8, splits=4, ahead=1),
+    ("gate_up", 256, 1): Matrix(64, 64, 8, 4),
+    ("down", 256, 1): Matrix(64, 128, 5, 8, splits=4),
 }
 """Sizes for the weights of one block of an XL."""
 
-ATTENTION: dict[int, Attend] = {2: Attend(32, 8, 16), 4: Attend(32, 8, 8), 16: Attend(16, 4, 4), 256: Attend(16, 4, 1)}
+ATTENTION: dict[int, Attend] = {
+    2: Attend(16, 1, 32), 4: Attend(8, 1, 32), 16: Attend(8, 1, 8), 32: Attend(16, 2, 2), 256: Attend(16, 2, 1)
+}  # fmt: skip
 """Most texts -> sizes; there are N programs for each text and split."""
 
 
@@ -117,6 +120,10 @@ class Settings:
     gate_up: Sizes
     down: Sizes
     attention: Attend
+
+    def __post_init__(self) -> None:
+        kinds = {type(sizes) for sizes in (self.gqkv, self.o, self.gate_up, self.down)}
+        assert len(kinds) == 1, "a vector's products leave no squares for a matrix's"
 
     @staticmethod
     def of(batch: int, weight_bytes: int) -> Settings:
@@ -163,35 +170,54 @@ def multiply(
     eps: float | None = None,
     pair: bool = False,
     residual: bool = False,
+    squares: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
-    """out = x W^T: of norm(x) if an eps is given, silu(first half) * second half with pair, added with residual."""
+    """out = x W^T: of norm(x) if an eps is given, silu(first half) * second half with pair, added with residual.
+
+    squares: fp32 [any number, B], which ``decode_matrix`` needs with an eps (the squares of x, added up in that many
+    parts) and fills with residual (those of out, in ``row_blocks`` parts); ``decode_vector`` has no use for it.
+    """
     (matrix, scale), (batch, rows, columns) = weight, (*out_BR.shape, x_BK.shape[1])
     assert matrix.shape == (rows * (1 + pair), columns) and all(t.is_contiguous() for t in (x_BK, matrix, out_BR))
     flags: dict[str, Any] = {
         "NORM": eps is not None, "PAIR": pair, "RESIDUAL": residual, "SCALED": scale is not None, "PDL": pdl
     }  # fmt: skip
-    block_r = min(sizes.rows, triton.next_power_of_2(rows))
     block_k = min(sizes.block_k, max(16, triton.next_power_of_2(columns)))
     shared = (x_BK, matrix, matrix if scale is None else scale, out_BR)
     if isinstance(sizes, Vector):
+        block_r = min(sizes.rows, triton.next_power_of_2(rows))
         ahead = min(sizes.ahead, triton.cdiv(columns, block_k))
         decode_vector[(triton.cdiv(rows, block_r),)](
             *shared, eps or 0.0, batch, rows, columns, block_r, block_k, ahead,
             PERMUTE=scale is not None and is_nvidia(matrix.device), **flags, **options(sizes.warps, pdl),
         )  # fmt: skip
         return
+    assert squares is not None or not (residual or eps is not None)
+    squares = arrivals.parts[None] if squares is None else squares
+    block_r = _rows(sizes, rows * (1 + pair))
     block_b = token_block(sizes, batch)
     splits = min(sizes.splits, triton.cdiv(columns, block_k))
-    segment, rest = divmod(columns, splits)
-    whole = not rest and segment % block_k == 0 and segment * matrix.element_size() % (16 * max(sizes.pieces, 1)) == 0
-    grid = (triton.cdiv(rows, block_r), splits, triton.cdiv(batch, block_b))
-    stage = block_k * ((1 + pair) * block_r * matrix.element_size() + block_b * x_BK.element_size())
+    grid = (triton.cdiv(rows, block_r // (1 + pair)), splits, triton.cdiv(batch, block_b))
+    tiles_ahead = min(sizes.ahead, triton.cdiv(triton.cdiv(columns, block_k), splits))
+    stage = block_k * (block_r * matrix.element_size() + block_b * x_BK.element_size())
+    shared_bytes = shared_memory(matrix.device)
+    room = max(1, shared_bytes - tiles_ahead * stage) if shared_bytes else 0
     decode_matrix[grid](
-        *shared, *arrivals, batch, eps or 0.0, rows, columns, block_r, block_b, block_k, splits,
-        depth(sizes.stages, stage, shared_memory(matrix.device)), sizes.pieces if whole else 0,
+        *shared[:3], squares, out_BR, squares, *arrivals, batch, eps or 0.0, rows, columns,
+        block_r, block_b, block_k, splits, depth(sizes.stages, stage, room), tiles_ahead,
+        len(squares), triton.next_power_of_2(len(squares)),
         PRECISION=precision_of(x_BK), **flags, **options(sizes.warps, pdl),
     )  # fmt: skip
+
+
+def row_blocks(sizes: Sizes, rows: int) -> int:
+    """Into how many blocks ``decode_matrix`` cuts the rows of a product that is not a pair."""
+    return triton.cdiv(rows, _rows(sizes, rows)) if isinstance(sizes, Matrix) else 1
+
+
+def _rows(sizes: Matrix, rows: int) -> int:
+    return min(sizes.rows, max(16, triton.next_power_of_2(rows)))
 
 
 def depth(stages: int, stage_bytes: int, shared_bytes: int) -> int:
@@ -269,7 +295,7 @@ class DecodeStep:
         positions = torch.arange(config.max_position_embeddings, device=self.device)
         cos, sin = rotary_table(positions, config.head_dim, config.rope_theta)
         self.rotary = (cos.flatten(1), sin.flatten(1))
-        rows = max(16 * triton.cdiv(config.hidden_size, 16), config.num_heads)
+        rows = max(4 * config.attention_size, config.intermediate_size, config.hidden_size)
         self._counts = torch.zeros(max_batch * rows, dtype=torch.int32, device=self.device)
 
     def settings(self, batch: int) -> Settings:
@@ -302,50 +328,37 @@ class DecodeStep:
             self._empty(batch, config.attention_size),
             self._empty(batch, config.intermediate_size),
             Arrivals(self._empty(_room(sizes, batch, config), dtype=torch.float32), self._counts),
+            *(
+                self._empty(number, batch, dtype=torch.float32)
+                for number in (1, row_blocks(sizes.o, width), row_blocks(sizes.down, width))
+            ),
         )
         steps = plan(config)
         norm = {"D": width, "BLOCK_D": triton.next_power_of_2(width), "PDL": self.pdl}
         with torch.cuda.device_of(x_BD):
             decode_enter[(batch,)](
-                ids_B, self.embedding, self.fast, z_H_BD, z_L_BD, x_BD, 1 / config.embedding_std,
+                ids_B, self.embedding, self.fast, z_H_BD, z_L_BD, x_BD, scratch.entered, 1 / config.embedding_std,
                 BOTH=len(steps[0].reads) == 2, **norm, num_warps=row_warps(width),
             )  # fmt: skip
             for index, step in enumerate(steps):
-                slot = index * config.layers_per_stack
                 for layer, weights in enumerate(self.stacks[step.stack]):
-                    self._block(x_BD, weights, cache, slot + layer, table_BM, positions_B, sizes, scratch)
+                    slot = index * config.layers_per_stack + layer
+                    place = Place(cache, slot, table_BM, positions_B, self.rotary)
+                    decode_block(
+                        x_BD, scratch.after_down if layer else scratch.entered, weights, place, sizes, scratch,
+                        config.norm_eps, pdl=self.pdl,
+                    )  # fmt: skip
                 last = index == len(steps) - 1
                 reads = (step.writes,) if last else steps[index + 1].reads
                 # Every plan's call reads what the one before it wrote, and at most one state beside it.
                 assert step.writes in reads and len(reads) <= 2
                 other = next((states[name] for name in reads if name != step.writes), x_BD)
                 decode_exit[(batch,)](
-                    x_BD, states[step.writes], other, config.norm_eps, NORM=last or config.norm == "magic",
-                    BOTH=len(reads) == 2, **norm, **options(row_warps(width), self.pdl),
+                    x_BD, states[step.writes], other, scratch.entered, config.norm_eps,
+                    NORM=last or config.norm == "magic", BOTH=len(reads) == 2, **norm,
+                    **options(row_warps(width), self.pdl),
                 )  # fmt: skip
         return states[steps[-1].writes]
-
-    def _block(
-        self,
-        x_BD: Tensor,
-        weights: tuple[Weight, ...],
-        cache: PagedKeyValues,
-        slot: int,
-        table_BM: Tensor,
-        positions_B: Tensor,
-        sizes: Settings,
-        scratch: Scratch,
-    ) -> None:
-        """``block.Block`` in five kernels; x becomes its output."""
-        gqkv, o, gate_up, down = weights
-        pdl, eps, arrivals = self.pdl, self.config.norm_eps, scratch.arrivals
-        multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, pdl=pdl)
-        attend(
-            scratch.gqkv, scratch.z, cache, slot, table_BM, positions_B, self.rotary, sizes.attention, arrivals, pdl=pdl
-        )
-        multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, pdl=pdl)
-        multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, pdl=pdl)
-        multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, pdl=pdl)
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.embedding.dtype, device=self.device)
@@ -361,13 +374,55 @@ class Scratch(NamedTuple):
     h: Tensor
     """[B, I]"""
     arrivals: Arrivals
+    entered: Tensor
+    """fp32 [1, B]: the squares of what enters a stack, added up."""
+    after_o: Tensor
+    """fp32 [row blocks, B]: those of the residual stream behind o_proj, of each block of its rows."""
+    after_down: Tensor
+
+
+class Place(NamedTuple):
+    """Where a block's keys and values are, as ``attend`` takes it."""
+
+    cache: PagedKeyValues
+    slot: int
+    table_BM: Tensor
+    positions_B: Tensor
+    rotary: tuple[Tensor, Tensor]
+
+
+def decode_block(
+    x_BD: Tensor,
+    squares: Tensor,
+    weights: tuple[Weight, ...],
+    place: Place,
+    sizes: Settings,
+    scratch: Scratch,
+    eps: float,
+    *,
+    pdl: bool,
+) -> None:
+    """``block.Block`` in five kernels; x, whose squares are given, becomes its output."""
+    gqkv, o, gate_up, down = weights
+    arrivals, after_o = scratch.arrivals, scratch.after_o
+    multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, squares=squares, pdl=pdl)
+    attend(scratch.gqkv, scratch.z, *place, sizes.attention, arrivals, pdl=pdl)
+    multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, squares=after_o, pdl=pdl)
+    multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, squares=after_o, pdl=pdl)
+    multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, squares=scratch.after_down, pdl=pdl)
 
 
 def _room(sizes: Settings, batch: int, config: ModelConfig) -> int:
     """fp32 numbers that the kernel with the most parts of a result needs."""
-    split = [each.splits for each in (sizes.o, sizes.down) if isinstance(each, Matrix)]
     attention = config.num_heads * sizes.attention.splits * (config.head_dim + 2)
-    return batch * max(attention, *(splits * config.hidden_size for splits in split), 0)
+    products = (
+        (sizes.gqkv, 4 * config.attention_size),
+        (sizes.o, config.hidden_size),
+        (sizes.gate_up, 2 * config.intermediate_size),
+        (sizes.down, config.hidden_size),
+    )
+    split = [rows * each.splits for each, rows in products if isinstance(each, Matrix) and each.splits > 1]
+    return batch * max(attention, *split, 0)
 
 
 def _weights(block: nn.Module) -> tuple[Weight, ...]:

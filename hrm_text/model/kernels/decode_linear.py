@@ -69,9 +69,22 @@ def _wide(w_RK, PERMUTE: tl.constexpr):
 
 
 @triton.jit
-def _grouped_sum(product_RK, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Sums of 8 neighbouring columns, which lie in one thread: [R, G]."""
-    return tl.sum(tl.reshape(product_RK, (BLOCK_R, BLOCK_K // 8, 8)), 2)
+def _tokens(x, tile: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Of each 8 * PARTS neighbouring columns of a tile the ``part``-th 8: [G, 8]. They lie in one thread, as W's do."""
+    group_G1 = tl.arange(0, BLOCK_K // (8 * PARTS))[:, None]
+    k = tile * BLOCK_K + (group_G1 * PARTS + part) * 8 + tl.arange(0, 8)[None, :]
+    return tl.load(x + k, mask=k < K, other=0.0)
+
+
+@triton.jit
+def _products(w_RK, x_G8, upper_x_G8, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
+    """Sums of the products of 8 * PARTS neighbouring columns: [R, G]."""
+    if PARTS == 2:  # a thread reads 16 columns of 8 bits at once, and 8 of x
+        w_RG82 = tl.permute(tl.reshape(w_RK, (BLOCK_R, BLOCK_K // 16, 2, 8)), (0, 1, 3, 2))
+        w_RG8, upper_w_RG8 = tl.split(w_RG82)
+        return tl.sum(w_RG8 * x_G8[None, :, :] + upper_w_RG8 * upper_x_G8[None, :, :], 2)
+    else:
+        return tl.sum(tl.reshape(w_RK, (BLOCK_R, BLOCK_K // 8, 8)) * x_G8[None, :, :], 2)
 
 
 @triton.jit
@@ -124,40 +137,47 @@ def decode_vector(
         gdc_wait()
 
     # All that is read, first: then its latency counts once.
+    PARTS: tl.constexpr = 2 if SCALED else 1
     xs, residuals = (), ()
     for i in tl.static_range(TILES * BATCH):
-        k = i // BATCH * BLOCK_K + tl.arange(0, BLOCK_K)
-        xs = xs + (tl.load(x + i % BATCH * K + k, mask=k < K, other=0.0),)  # noqa: RUF005
+        xs = xs + (_tokens(x + i % BATCH * K, i // BATCH, 0, PARTS, K, BLOCK_K),)  # noqa: RUF005
+        xs = xs + (_tokens(x + i % BATCH * K, i // BATCH, PARTS - 1, PARTS, K, BLOCK_K),)  # noqa: RUF005
     if RESIDUAL:
         for b in tl.static_range(BATCH):
             residuals = residuals + (tl.load(out + b * ROWS + row_R, mask=inside, other=0.0),)  # noqa: RUF005
     squares, sums, upper_sums = (), (), ()
     for _ in tl.static_range(BATCH):
-        squares = squares + (tl.zeros([BLOCK_K], tl.float32),)  # noqa: RUF005
-        sums = sums + (tl.zeros([BLOCK_R, BLOCK_K // 8], tl.float32),)  # noqa: RUF005
-        upper_sums = upper_sums + (tl.zeros([BLOCK_R, BLOCK_K // 8], tl.float32),)  # noqa: RUF005
+        squares = squares + (tl.zeros([BLOCK_K // (8 * PARTS), 8], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([BLOCK_R, BLOCK_K // (8 * PARTS)], tl.float32),)  # noqa: RUF005
+        upper_sums = upper_sums + (tl.zeros([BLOCK_R, BLOCK_K // (8 * PARTS)], tl.float32),)  # noqa: RUF005
     for i in tl.static_range(TILES):
         if i + AHEAD < TILES:
             tiles = tiles + (_weights(w, row_R, i + AHEAD, ROWS, K, BLOCK_K),)  # noqa: RUF005
             if PAIR:
                 upper = upper + (_weights(w + ROWS * K, row_R, i + AHEAD, ROWS, K, BLOCK_K),)  # noqa: RUF005
         added, upper_added, squared = (), (), ()
+        tile_RK = _wide(tiles[i], PERMUTE)
+        if PAIR:
+            upper_RK = _wide(upper[i], PERMUTE)
         for b in tl.static_range(BATCH):
-            x_K = xs[i * BATCH + b].to(tl.float32)
-            product_RK = _wide(tiles[i], PERMUTE) * x_K[None, :]
-            added = added + (sums[b] + _grouped_sum(product_RK, BLOCK_R, BLOCK_K),)  # noqa: RUF005
+            x_G8 = xs[(i * BATCH + b) * 2].to(tl.float32)
+            upper_x_G8 = xs[(i * BATCH + b) * 2 + 1].to(tl.float32)
+            added = added + (sums[b] + _products(tile_RK, x_G8, upper_x_G8, BLOCK_R, BLOCK_K, PARTS),)  # noqa: RUF005
             if PAIR:
-                product_RK = _wide(upper[i], PERMUTE) * x_K[None, :]
-                upper_added = upper_added + (upper_sums[b] + _grouped_sum(product_RK, BLOCK_R, BLOCK_K),)  # noqa: RUF005
+                more_RG = _products(upper_RK, x_G8, upper_x_G8, BLOCK_R, BLOCK_K, PARTS)
+                upper_added = upper_added + (upper_sums[b] + more_RG,)  # noqa: RUF005
             if NORM:
-                squared = squared + (squares[b] + x_K * x_K,)  # noqa: RUF005
+                squares_G8 = squares[b] + x_G8 * x_G8
+                if PARTS == 2:
+                    squares_G8 += upper_x_G8 * upper_x_G8
+                squared = squared + (squares_G8,)  # noqa: RUF005
         sums, upper_sums, squares = added, upper_added, squared
 
     for b in tl.static_range(BATCH):
         y_R = tl.sum(sums[b], 1)
         rstd = 1.0
         if NORM:
-            rstd = 1 / tl.sqrt_rn(tl.sum(squares[b], 0) / K + eps)
+            rstd = 1 / tl.sqrt_rn(tl.sum(tl.sum(squares[b], 1), 0) / K + eps)
             y_R *= rstd
         if SCALED:
             y_R *= scale_R
@@ -171,31 +191,14 @@ def decode_vector(
         tl.store(out + b * ROWS + row_R, y_R.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _to_cache(w, row_R, first, SEGMENT: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, PIECES: tl.constexpr):
-    """Ask for the columns [first, first + SEGMENT) of a program's rows to be brought to the L2 cache."""
-    PIECE: tl.constexpr = SEGMENT // PIECES
-    piece = tl.arange(0, PIECES)
-    address = (w + row_R[:, None] * K + first + piece[None, :] * PIECE).to(tl.int64)
-    bytes_each: tl.constexpr = PIECE * (w.dtype.element_ty.primitive_bitwidth // 8)
-    wanted = tl.broadcast_to((row_R[:, None] < ROWS) & (piece[None, :] >= 0), address.shape).to(tl.int32)
-    size = tl.full(address.shape, bytes_each, tl.int32)
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }",
-        "=r,l,r,r",
-        [address, size, wanted],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
 @triton.jit(do_not_specialize=["batch"])
 def decode_matrix(
     x,
     w,
     scale,
+    squares,
     out,
+    squares_out,
     parts,
     arrived,
     batch,
@@ -207,7 +210,9 @@ def decode_matrix(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
-    PIECES: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SQUARES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     NORM: tl.constexpr,
     PAIR: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -215,97 +220,126 @@ def decode_matrix(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """BLOCK_R rows of the output [batch, ROWS] of BLOCK_B tokens; as ``decode_vector``.
+    """The output [batch, ROWS] of BLOCK_R rows of W and BLOCK_B tokens; as ``decode_vector``.
 
-    The grid is (row blocks, SPLITS, token blocks). With SPLITS > 1, ``parts`` is fp32 room for [SPLITS, batch, ROWS]
-    and ``arrived`` a count of zero for each row block and token block, which is zero again at the end. PIECES: into
-    how many requests a row is cut that asks for it before the wait; 0: no such requests.
+    With PAIR half of a tile's rows are gates and half are what they let through, so it makes BLOCK_R / 2 rows of the
+    output. The grid is (row blocks, SPLITS, token blocks). With SPLITS > 1, ``parts`` is fp32 room for
+    [SPLITS, batch, rows of W], and ``arrived`` a count of zero for each row block and token block, which is zero again
+    at the end. AHEAD: tiles of W that a program reads before the wait, to registers; all others flow through STAGES of
+    shared memory.
+
+    The squares of x that NORM wants are sums [SQUARES, batch] that its maker left, and with RESIDUAL each program
+    leaves those of its rows, [row blocks, batch]. They are not added up in the loop here: Triton (3.6) gives what is
+    read into registers a buffer less than what the tensor cores read, and x would be both.
     """
     if PDL:
         gdc_launch_dependents()
     TILES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     SEGMENT: tl.constexpr = (TILES + SPLITS - 1) // SPLITS * BLOCK_K
+    MADE: tl.constexpr = BLOCK_R // 2 if PAIR else BLOCK_R
+    W_ROWS: tl.constexpr = ROWS * 2 if PAIR else ROWS
     split = tl.program_id(1)
-    row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    made_M = tl.program_id(0) * MADE + tl.arange(0, MADE)
+    r_R = tl.arange(0, BLOCK_R)
+    row_R = tl.program_id(0) * MADE + r_R % MADE
+    inside_R = row_R < ROWS
+    if PAIR:
+        row_R += r_R // MADE * ROWS
     b_B = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
     k_K = tl.arange(0, BLOCK_K)
     first = split * SEGMENT
-    if PDL and PIECES > 0:
-        _to_cache(w, row_R, first, SEGMENT, ROWS, K, PIECES)
-        if PAIR:
-            _to_cache(w + ROWS * K, row_R, first, SEGMENT, ROWS, K, PIECES)
-    inside_R = row_R < ROWS
+    w_RK = w + row_R[:, None] * K + k_K[None, :]
+    early = ()
+    for n in tl.static_range(AHEAD):
+        inside_RK = inside_R[:, None] & (first + n * BLOCK_K + k_K[None, :] < K)
+        early = early + (tl.load(w_RK + first + n * BLOCK_K, mask=inside_RK, other=0.0),)  # noqa: RUF005
+    inside_M = made_M < ROWS
     inside_B = b_B < batch
     if SCALED:
-        scale_R = tl.load(scale + row_R, mask=inside_R, other=0.0)
+        scale_M = tl.load(scale + made_M, mask=inside_M, other=0.0)
         if PAIR:
-            upper_scale_R = tl.load(scale + ROWS + row_R, mask=inside_R, other=0.0)
+            upper_scale_M = tl.load(scale + ROWS + made_M, mask=inside_M, other=0.0)
     if PDL:
         gdc_wait()
 
-    place_RB = b_B[None, :] * ROWS + row_R[:, None]
-    inside_RB = inside_R[:, None] & inside_B[None, :]
+    place_MB = b_B[None, :] * ROWS + made_M[:, None]
+    inside_MB = inside_M[:, None] & inside_B[None, :]
     if RESIDUAL:
-        residual_RB = tl.load(out + place_RB, mask=inside_RB, other=0.0)
+        residual_MB = tl.load(out + place_MB, mask=inside_MB, other=0.0)
+    if NORM:
+        s_S = tl.arange(0, BLOCK_S)
+        inside_SB = (s_S[:, None] < SQUARES) & inside_B[None, :]
+        squares_SB = tl.load(squares + s_S[:, None] * batch + b_B[None, :], mask=inside_SB, other=0.0)
     acc_RB = tl.zeros([BLOCK_R, BLOCK_B], tl.float32)
-    upper_RB = tl.zeros([BLOCK_R, BLOCK_B], tl.float32)
-    squares_KB = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
-    w_RK = w + row_R[:, None] * K + k_K[None, :]
     x_KB = x + b_B[None, :] * K + k_K[:, None]
-    for start in tl.range(first, min(first + SEGMENT, K), BLOCK_K, num_stages=STAGES):
-        start = tl.multiple_of(start, BLOCK_K)
-        if K % BLOCK_K == 0:
-            here_RK, here_KB = inside_R[:, None], inside_B[None, :]
-        else:
-            here_RK = inside_R[:, None] & (start + k_K[None, :] < K)
-            here_KB = inside_B[None, :] & (start + k_K[:, None] < K)
-        tokens_KB = tl.load(x_KB + start, mask=here_KB, other=0.0)
-        tile_RK = tl.load(w_RK + start, mask=here_RK, other=0.0).to(tokens_KB.dtype)
-        acc_RB = tl.dot(tile_RK, tokens_KB, acc_RB, input_precision=PRECISION)
-        if PAIR:
-            tile_RK = tl.load(w_RK + ROWS * K + start, mask=here_RK, other=0.0).to(tokens_KB.dtype)
-            upper_RB = tl.dot(tile_RK, tokens_KB, upper_RB, input_precision=PRECISION)
-        if NORM:
-            wide_KB = tokens_KB.to(tl.float32)
-            squares_KB += wide_KB * wide_KB
+    early_x = ()
+    for n in tl.static_range(AHEAD):
+        inside_KB = inside_B[None, :] & (first + n * BLOCK_K + k_K[:, None] < K)
+        early_x = early_x + (tl.load(x_KB + first + n * BLOCK_K, mask=inside_KB, other=0.0),)  # noqa: RUF005
+    if AHEAD * BLOCK_K < SEGMENT:
+        for start in tl.range(first + AHEAD * BLOCK_K, min(first + SEGMENT, K), BLOCK_K, num_stages=STAGES):
+            start = tl.multiple_of(start, BLOCK_K)
+            if K % BLOCK_K == 0:
+                here_RK, here_KB = inside_R[:, None], inside_B[None, :]
+            else:
+                here_RK = inside_R[:, None] & (start + k_K[None, :] < K)
+                here_KB = inside_B[None, :] & (start + k_K[:, None] < K)
+            tokens_KB = tl.load(x_KB + start, mask=here_KB, other=0.0)
+            tile_RK = tl.load(w_RK + start, mask=here_RK, other=0.0).to(tokens_KB.dtype)
+            acc_RB = tl.dot(tile_RK, tokens_KB, acc_RB, input_precision=PRECISION)
+    for n in tl.static_range(AHEAD):
+        acc_RB = tl.dot(early[n].to(x.dtype.element_ty), early_x[n], acc_RB, input_precision=PRECISION)
 
     last = True
+    acc_MB = acc_RB
+    upper_MB = acc_RB
     if SPLITS > 1:
-        tl.static_assert(not (NORM or PAIR), "a split product is neither normed nor paired")
-        tl.store(parts + split * (batch * ROWS) + place_RB, acc_RB, mask=inside_RB)
+        part_RB = b_B[None, :] * W_ROWS + row_R[:, None]
+        tl.store(parts + split * (batch * W_ROWS) + part_RB, acc_RB, mask=inside_R[:, None] & inside_B[None, :])
         counter = arrived + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         tl.debug_barrier()  # all of a program's stores come before its arrival
         last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1
+        acc_MB = tl.zeros([MADE, BLOCK_B], tl.float32)
+        upper_MB = acc_MB
         if last:
-            acc_RB = tl.zeros([BLOCK_R, BLOCK_B], tl.float32)
+            part_MB = b_B[None, :] * W_ROWS + made_M[:, None]
             # As many loads at once as there are registers for.
             for i in tl.range(SPLITS, loop_unroll_factor=max(1, min(SPLITS, 8192 // (BLOCK_R * BLOCK_B)))):
-                acc_RB += tl.load(
-                    parts + i * (batch * ROWS) + place_RB, mask=inside_RB, other=0.0, cache_modifier=".cg"
-                )
+                here = parts + i * (batch * W_ROWS) + part_MB
+                acc_MB += tl.load(here, mask=inside_MB, other=0.0, cache_modifier=".cg")
+                if PAIR:
+                    upper_MB += tl.load(here + ROWS, mask=inside_MB, other=0.0, cache_modifier=".cg")
             tl.store(counter, 0)
+    elif PAIR:
+        acc_MB, upper_MB = tl.split(tl.permute(tl.reshape(acc_RB, (2, MADE, BLOCK_B)), (1, 2, 0)))
     if last:
         if NORM:
-            rstd_B = 1 / tl.sqrt_rn(tl.sum(squares_KB, 0) / K + eps)
-            acc_RB *= rstd_B[None, :]
-            upper_RB *= rstd_B[None, :]
+            rstd_B = 1 / tl.sqrt_rn(tl.sum(squares_SB, 0) / K + eps)
+            acc_MB *= rstd_B[None, :]
+            upper_MB *= rstd_B[None, :]
         if SCALED:
-            acc_RB *= scale_R[:, None]
+            acc_MB *= scale_M[:, None]
             if PAIR:
-                upper_RB *= upper_scale_R[:, None]
+                upper_MB *= upper_scale_M[:, None]
         if PAIR:
-            acc_RB = _swiglu(acc_RB, upper_RB)
+            acc_MB = _swiglu(acc_MB, upper_MB)
         if RESIDUAL:
-            acc_RB += residual_RB.to(tl.float32)
-        tl.store(out + place_RB, acc_RB.to(out.dtype.element_ty), mask=inside_RB)
+            acc_MB += residual_MB.to(tl.float32)
+        made_MB = acc_MB.to(out.dtype.element_ty)
+        tl.store(out + place_MB, made_MB, mask=inside_MB)
+        if RESIDUAL:
+            wide_MB = made_MB.to(tl.float32)
+            tl.store(squares_out + tl.program_id(0) * batch + b_B, tl.sum(wide_MB * wide_MB, 0), mask=inside_B)
 
 
 @triton.jit
 def decode_enter(
-    ids, embedding, fast, z_H, z_L, x, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, BOTH: tl.constexpr,
+    ids, embedding, fast, z_H, z_L, x, squares, scale, D: tl.constexpr, BLOCK_D: tl.constexpr, BOTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """The states that a token's forward pass begins with, and what its first stack reads: z_H, or with BOTH z_H + z_L.
+
+    squares [B] are those of x, added up.
 
     The first kernel of a step is launched as an ordinary one, so that whatever came before it is done when the kernels
     behind it begin, ahead of their own waits.
@@ -324,14 +358,19 @@ def decode_enter(
     if BOTH:
         slow_D = (slow_D.to(tl.float32) + fast_D.to(tl.float32)).to(dtype)
     tl.store(x + b * D + d, slow_D, mask=inside)
+    wide_D = slow_D.to(tl.float32)
+    tl.store(squares + b, tl.sum(wide_D * wide_D, 0))
 
 
 @triton.jit
 def decode_exit(
-    x, state, other, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr, BOTH: tl.constexpr,
+    x, state, other, squares, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr, BOTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """The end of a stack for one token: state = norm(x) or x; and what the next stack reads, x = state (+ other)."""
+    """The end of a stack for one token: state = norm(x) or x; and what the next stack reads, x = state (+ other).
+
+    squares [B] are those of the new x, added up.
+    """
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -348,3 +387,5 @@ def decode_exit(
         other_D = tl.load(other + b * D + d, mask=inside, other=0.0)
         x_D = (x_D.to(tl.float32) + other_D.to(tl.float32)).to(dtype)
     tl.store(x + b * D + d, x_D, mask=inside)
+    wide_D = x_D.to(tl.float32)
+    tl.store(squares + b, tl.sum(wide_D * wide_D, 0))
