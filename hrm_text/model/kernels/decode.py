@@ -221,9 +221,13 @@ def attend(
     sizes: Attend,
     arrivals: Arrivals,
     *,
+    group: int = 1,
     pdl: bool = False,
 ) -> None:
-    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z."""
+    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z.
+
+    group: how many rows at a time are consecutive tokens of one text.
+    """
     _, _, heads, page, width = cache.keys.shape
     batch = len(gqkv_BX)
     keys, values = cache.keys[slot], cache.values[slot]
@@ -235,7 +239,7 @@ def attend(
     decode_attention[(heads, batch, sizes.splits)](
         gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
         math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
-        cache.key_scales is not None, pdl, **options(sizes.warps, pdl),
+        group, triton.next_power_of_2(max(group - 1, 1)), cache.key_scales is not None, pdl, **options(sizes.warps, pdl),
     )  # fmt: skip
 
 
@@ -284,16 +288,22 @@ class DecodeStep:
         cache: PagedKeyValues,
         table_BM: Tensor,
         config: ModelConfig | None = None,
+        group: int = 1,
     ) -> Tensor:
         """The final state [B, D] of one new token of each text, whose keys and values enter the cache.
 
         positions_B: how many tokens of each text are in the cache already, which is the new one's position. table_BM:
         the pages of each text. config: the model's, or one that differs in its cycles. A row that holds no text has
         position 0 and a table of zeros: it writes to page 0, which no text may own.
+
+        group: so many rows at a time are consecutive tokens of one text, the first of them at ``positions_B``'s number
+        of tokens in the cache, each with the text's pages. What lies in the cache beyond a text's length is never read,
+        so tokens that turn out to be wrong need no more than the length they had before.
         """
         config = config or self.config
         batch, width = len(ids_B), config.hidden_size
         assert batch <= self.max_batch and all(x.is_contiguous() for x in (ids_B, positions_B, table_BM))
+        assert batch % group == 0
         sizes = self.settings(batch)
         x_BD, z_H_BD, z_L_BD = (self._empty(batch, width) for _ in range(3))
         states = {"z_H": z_H_BD, "z_L": z_L_BD}
@@ -313,7 +323,7 @@ class DecodeStep:
             for index, step in enumerate(steps):
                 slot = index * config.layers_per_stack
                 for layer, weights in enumerate(self.stacks[step.stack]):
-                    self._block(x_BD, weights, cache, slot + layer, table_BM, positions_B, sizes, scratch)
+                    self._block(x_BD, weights, cache, slot + layer, table_BM, positions_B, sizes, scratch, group)
                 last = index == len(steps) - 1
                 reads = (step.writes,) if last else steps[index + 1].reads
                 # Every plan's call reads what the one before it wrote, and at most one state beside it.
@@ -335,14 +345,16 @@ class DecodeStep:
         positions_B: Tensor,
         sizes: Settings,
         scratch: Scratch,
+        group: int,
     ) -> None:
         """``block.Block`` in five kernels; x becomes its output."""
         gqkv, o, gate_up, down = weights
         pdl, eps, arrivals = self.pdl, self.config.norm_eps, scratch.arrivals
         multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, pdl=pdl)
         attend(
-            scratch.gqkv, scratch.z, cache, slot, table_BM, positions_B, self.rotary, sizes.attention, arrivals, pdl=pdl
-        )
+            scratch.gqkv, scratch.z, cache, slot, table_BM, positions_B, self.rotary, sizes.attention, arrivals,
+            group=group, pdl=pdl,
+        )  # fmt: skip
         multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, pdl=pdl)
         multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, pdl=pdl)
         multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, pdl=pdl)
