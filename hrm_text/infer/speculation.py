@@ -1,4 +1,4 @@
-"""Greedy decoding of one text with guesses: a pass checks several tokens and loses none, and nothing waits for the host.
+"""Greedy decoding of one text with guesses: a pass checks several tokens, and the device never waits for the host.
 
 A pass is the model's step for R rows, the newest token and R - 1 guesses behind it. Whatever the model itself chooses
 counts: the guesses that agree save a pass each. The state that chose the last of them, which the pass has made anyway,
@@ -8,7 +8,7 @@ is what the head's next guesses begin with.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,11 +61,10 @@ class OneText:
         self.pages = -(-config.max_position_embeddings // page_size)
         self.cache = PagedKeyValues.allocate(config, self.pages + 1, page_size, self.device, weight.dtype)
         self.table_RM = (1 + torch.arange(self.pages, dtype=torch.int32, device=self.device)).repeat(rows, 1)
-        long = {"dtype": torch.long, "device": self.device}
         self.progress = Progress(
-            torch.zeros(rows, **long),
-            torch.zeros(rows, **long),
-            torch.zeros(most_tokens + (AHEAD + 3) * rows, **long),
+            torch.zeros(rows, dtype=torch.long, device=self.device),
+            torch.zeros(rows, dtype=torch.long, device=self.device),
+            torch.zeros(most_tokens + (AHEAD + 3) * rows, dtype=torch.long, device=self.device),
             torch.zeros(2, dtype=torch.int32, device=self.device),
             torch.zeros(rows, dtype=torch.int32, device=self.device),
         )
@@ -74,7 +73,9 @@ class OneText:
         self.step = DecodeStep(model, rows, settings=settings) if kernels else None
         self.draft = DraftStep(model, head) if kernels and head is not None else None
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._news = [torch.zeros(2, dtype=torch.int32, pin_memory=self.device.type == "cuda") for _ in range(AHEAD + 1)]
+        self._news = [
+            torch.zeros(2, dtype=torch.int32, pin_memory=self.device.type == "cuda") for _ in range(AHEAD + 1)
+        ]
 
     @torch.inference_mode()
     def answer(self, prefix_ids: Sequence[int]) -> Answer:
@@ -179,13 +180,3 @@ class OneText:
         for x, before in zip((*vars(progress).values(), self.state_1D), kept, strict=True):
             x.copy_(before)
         return graph
-
-    def milliseconds(self, work: Callable[[], object], times: int = 50) -> float:
-        """Of a replayed piece of work on the GPU, for reports."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(times):
-            work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / times

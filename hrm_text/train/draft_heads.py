@@ -74,9 +74,7 @@ def draft_examples(
     return DraftExamples(hidden_TD[at_S[kept]], torch.stack(tokens, 1)[kept], torch.stack(choices, 1)[kept])
 
 
-def guesses_of(
-    model: RecurrentLM, head: DraftHead, examples: DraftExamples
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def guesses_of(model: RecurrentLM, head: DraftHead, examples: DraftExamples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(rows [K], logits [K, V], choices [K]) of each guess in turn, at the K examples whose text goes on so far."""
     states, rows = examples.states_SD, torch.arange(len(examples.states_SD), device=examples.states_SD.device)
     for guess in range(examples.tokens_SG.shape[1]):

@@ -239,7 +239,8 @@ def attend(
     decode_attention[(heads, batch, sizes.splits)](
         gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
         math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
-        group, triton.next_power_of_2(max(group - 1, 1)), cache.key_scales is not None, pdl, **options(sizes.warps, pdl),
+        group, triton.next_power_of_2(max(group - 1, 1)), cache.key_scales is not None, pdl,
+        **options(sizes.warps, pdl),
     )  # fmt: skip
 
 

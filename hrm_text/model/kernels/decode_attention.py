@@ -18,8 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits, E earlier rows of
-# a group
+# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits, E earlier rows
 
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and taking it away rounds an fp32 number below 2^22 to the nearest integer, halves to the even."""
