@@ -92,7 +92,7 @@ def train_head(
     guesses: int = 3,
     seconds: float = 60.0,
     max_steps: int | None = None,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     weight_decay: float = 0.01,
     attention_of: AttentionOf = default_attention,
     on_step: Callable[[int, float], object] = lambda step, loss: None,
