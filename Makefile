@@ -26,9 +26,10 @@ help:
 quickstart: $(VENV)/.run
 	$(VENV)/bin/hrm-text quickstart $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-# One thread per worker: the workers already share the cores.
+# One thread per worker: the workers already share the cores. Stealing work leaves the tests of a file together, so that
+# what they share is made once.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) -q $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -q $(ARGS)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

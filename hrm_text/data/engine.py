@@ -137,8 +137,9 @@ class Engine:
         """The executor of datatrove, which is imported here: that takes half a second."""
         common = {"pipeline": [task], "tasks": tasks, "workers": min(self.workers, tasks), "logging_dir": str(folder)}
         if self.kind == "local":
-            from hrm_text.data.local_executor import LocalExecutor
+            from hrm_text.data.local_executor import LocalExecutor, preload
 
+            preload(task.work)
             return LocalExecutor(**common)
         if self.kind == "ray":
             if importlib.util.find_spec("ray") is None:

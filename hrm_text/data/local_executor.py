@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import multiprocess
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 from loguru import logger
@@ -20,3 +22,12 @@ class LocalExecutor(LocalPipelineExecutor):
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         logger.disable("datatrove")
         return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+def preload(work: Callable[..., Any]) -> None:
+    """Have the process that workers are forked from import what they run; the first call alone counts.
+
+    Else every worker of every stage imports it for itself: half a second of a core each.
+    """
+    function = getattr(work, "func", work)  # of a functools.partial
+    multiprocess.set_forkserver_preload([__name__, function.__module__])

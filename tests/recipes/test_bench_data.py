@@ -10,6 +10,7 @@ from rich.console import Console
 from hrm_text.contracts import UserError
 from hrm_text.data.loader import Loader
 from hrm_text.data.tokenizer import train_tokenizer
+from hrm_text.recipes import bench_data as module
 from hrm_text.recipes.bench_data import (
     TokenizeTiming,
     anchor_lengths,
@@ -48,7 +49,10 @@ def test_the_sampled_folder_is_one_that_trains(tmp_path: Path) -> None:
     assert timing.workers == 2 and timing.batches > 0 and timing.tokens_per_second > 0
 
 
-def test_everything_is_timed_and_shown(tmp_path: Path) -> None:
+def test_everything_is_timed_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As without records, but with fewer.
+    monkeypatch.setattr(module, "generated_examples", lambda count, seed: generated_examples(100, seed))
+    monkeypatch.setattr(module, "TURNS", 2)
     timings = bench_data(samples=2_000, tokens_per_batch=CONTEXT, ranks=2, workers=(0,), seconds=0)
     assert timings.tokenize.tokens > 0 and timings.tokenize.share > 0
     assert set(timings.packing) == {"tokens", "balanced"}

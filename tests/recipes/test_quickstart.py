@@ -33,7 +33,16 @@ TINY = dataclasses.replace(
     examples=900,
     held_out_examples=60,
     items_per_task=3,
-    model={"hidden_size": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "inner_multiple": 16},
+    items_before=1,
+    model={
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "head_dim": 16,
+        "inner_multiple": 16,
+        "H_cycles": 2,
+        "L_cycles": 2,
+    },
     tokens_per_batch=1024,
     learning_rate={"peak": 1e-2, "warmup_steps": 5},
     validate_every=10,
@@ -113,7 +122,7 @@ def test_the_results_hold_all_that_the_report_shows(finished: Finished) -> None:
     assert [record["step"] for record in result["validation"]][:2] == [10, 20]
     assert result["steps"][-1]["loss"] < 0.8 * result["steps"][0]["loss"]
     assert {record["k"] for record in result["steps"]} == {2, 3, 4, 5}
-    assert [norm["call"] for norm in result["state_norms"]] == ["L1", "L2", "L3", "H1", "L4", "L5", "L6", "H2"]
+    assert [norm["call"] for norm in result["state_norms"]] == ["L1", "L2", "H1", "L3", "L4", "H2"]
     assert all(pair["direct"] and pair["cot"] for pair in result["direct_vs_cot"])
     assert result["tokens_seen"] == sum(record["tokens"] for record in result["steps"])
     assert result["config"]["preset"]["examples"] == 900

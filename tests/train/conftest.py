@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hrm_text.settings import from_mapping
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.hooks import CheckpointRecord, Hook, Level, RunSummary, StepRecord, ValidationRecord
 from hrm_text.train.loop import Trainer
+from tests.train.forked_ranks import Ranks, started
 
 TASKS = {"upper": 1.0, "repeat": 1.0}
 VOCAB_SIZE = 320
@@ -172,6 +173,13 @@ def random_step(seed: int, pad_to: int = 0) -> LoaderStep:
 @pytest.fixture(name="random_step")
 def random_step_fixture() -> Callable[..., LoaderStep]:
     return random_step
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Ranks]:
+    """A process that forks ranks."""
+    with started() as ranks:
+        yield ranks
 
 
 def untimed_metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""What the ranks of a step are checked for, run by test_ranks.py under torchrun: prints one line of JSON on rank 0."""
+"""What the ranks of a step are checked for, run by test_ranks.py: one line of JSON of rank 0."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Te
     )
 
 
-def main() -> None:
+def main(sharded: Sequence[str]) -> None:
     report: dict[str, Any] = {}
     with joined("cpu", 60) as world:
         kinds = {
@@ -86,7 +86,7 @@ def main() -> None:
             "ddp": Sharding("ddp", world.size, 1, ""),
             "hsdp": Sharding("hsdp", world.size // 2, 2, ""),
         }
-        for kind in sys.argv[1:]:
+        for kind in sharded:
             for micro_batches in (world.size, 2 * world.size):
                 alone = trained(world, None, "float32", micro_batches)
                 ranks = trained(world, kinds[kind], "float32", micro_batches)
@@ -108,7 +108,3 @@ def main() -> None:
         report["poisoned"] = {"finite": [row[5] for row in poisoned[0]], "step": int(poisoned[2]["step"])}
         if world.is_main:
             print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main()

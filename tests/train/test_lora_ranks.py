@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,27 +12,17 @@ from hrm_text.data.loader import LoaderStep
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.lora import LoraConfig
 from hrm_text.model.recurrence import build
-from hrm_text.model.tensorfile import load_tensors
+from hrm_text.model.tensorfile import load_tensors, save_tensors
 from hrm_text.settings import from_mapping
 from hrm_text.train.config import ExecutionConfig, OptimizerConfig
 from hrm_text.train.execution import chosen
 from hrm_text.train.sharding import Sharding
 from hrm_text.train.step import TrainingStep
+from hrm_text.train.world import joined
 from tests.train.conftest import random_step
+from tests.train.forked_ranks import Ranks
 
 STEPS = 4
-
-RANK = """
-import sys
-from pathlib import Path
-import torch.distributed as dist
-from hrm_text.model.tensorfile import save_tensors
-from tests.train.test_lora_ranks import shares, trained
-rank, out = int(sys.argv[1]), Path(sys.argv[2])
-dist.init_process_group("gloo", store=dist.FileStore(str(out / "store"), 2), rank=rank, world_size=2)
-save_tensors(out / f"rank_{rank}.safetensors", trained([step[rank] for step in shares()], 2))
-dist.destroy_process_group()
-"""
 
 
 def shares() -> list[tuple[LoaderStep, LoaderStep, LoaderStep]]:
@@ -65,19 +53,16 @@ def trained(steps: list[LoaderStep], ranks: int) -> dict[str, Tensor]:
     return {"numbers": torch.stack(numbers), **step.state()}
 
 
-def test_two_ranks_train_the_adapters_of_one(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", RANK, str(rank), str(tmp_path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    told = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(told)
+def train_rank(out: str) -> None:
+    """One rank, in its own process."""
+    warnings.simplefilter("error")
+    with joined("cpu", 60) as world:
+        state = trained([step[world.rank] for step in shares()], 2)
+        save_tensors(Path(out, f"rank_{world.rank}.safetensors"), state)
+
+
+def test_two_ranks_train_the_adapters_of_one(tmp_path: Path, forked: Ranks) -> None:
+    forked.run(2, "tests.train.test_lora_ranks:train_rank", tmp_path, out=str(tmp_path))
     one = trained([whole for _, _, whole in shares()], 1)
     first, second = (load_tensors(tmp_path / f"rank_{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys() == one.keys()

@@ -24,9 +24,9 @@ from hrm_text.train.config import DistributedConfig, TrainConfig, plain
 from hrm_text.train.loop import Trainer
 from hrm_text.train.sharding import chosen_sharding
 from hrm_text.train.world import World
+from tests.train.forked_ranks import Ranks
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -41,14 +41,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
-def train_on(ranks: int, config: TrainConfig, tmp_path: Path) -> str:
-    """Run the command as a user would; what it told."""
+def train_on(ranks: int, config: TrainConfig, tmp_path: Path, forked: Ranks, code: int = 0) -> str:
+    """Run the command on so many ranks; what it told."""
     path = tmp_path / f"{config.run.name}.yaml"
     path.write_text(yaml.safe_dump(plain(config)), encoding="utf-8")
-    command = torchrun(ranks, "-m", "hrm_text", "train", str(path))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return forked.run(ranks, "tests.train.forked_ranks:train", tmp_path, code, config=str(path)).err
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -102,14 +99,14 @@ def metrics(config: TrainConfig) -> Any:
 
 
 def test_two_and_four_ranks_learn_what_one_process_learns_and_continue_each_other(
-    long: MakeConfig, tmp_path: Path
+    long: MakeConfig, tmp_path: Path, forked: Ranks
 ) -> None:
     """2 ranks (fsdp, accumulating) and 4 (hsdp); then 4 from where 2 stopped, and 1 from where 4 stopped."""
     one = long("one")
     Trainer(one, [metrics(one)]).run()
 
     two = long("two", {"distributed.sharding": "fsdp"})
-    told = train_on(2, two, tmp_path)
+    told = train_on(2, two, tmp_path, forked)
     assert "sharding: fsdp, one copy over 2 ranks (as set)" in told
     assert told.count(" parameters on ") == 1, "one rank speaks"
     assert_equal_within_rounding(two.run, one.run)
@@ -118,7 +115,7 @@ def test_two_and_four_ranks_learn_what_one_process_learns_and_continue_each_othe
     four.run.mkdir()
     shutil.copytree(two.run / "checkpoints" / "step_00000008", four.run / "checkpoints" / "step_00000008")
     shutil.copy(two.run / "metrics.jsonl", four.run)
-    told = train_on(4, four, tmp_path)
+    told = train_on(4, four, tmp_path, forked)
     assert "steps 9 to 20" in told
     assert "hsdp, 2 copies each over 2 ranks" in told
     assert_equal_within_rounding(four.run, one.run)
@@ -133,14 +130,10 @@ def test_two_and_four_ranks_learn_what_one_process_learns_and_continue_each_othe
     assert_equal_within_rounding(last.run, one.run)
 
 
-def test_a_step_of_ranks_is_that_of_one_process() -> None:
+def test_a_step_of_ranks_is_that_of_one_process(forked: Ranks, tmp_path: Path) -> None:
     """K from 2 to 5, one and two micro-batches, a rank without samples, averages, wishes, NaN, bf16 on the wire."""
-    script = str(HERE / "ranks_step.py")
-    done = subprocess.run(
-        torchrun(2, script, "fsdp", "ddp"), capture_output=True, text=True, timeout=240, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    ended = forked.run(2, "tests.train.ranks_step:main", tmp_path, sharded=["fsdp", "ddp"])
+    report = json.loads(ended.out.splitlines()[-1])
     for name in ("fsdp 2", "fsdp 4", "ddp 2", "ddp 4"):
         found = report[name]
         assert max(found["numbers"]) < 1e-3, "of sums of some hundreds"
@@ -174,15 +167,10 @@ def test_a_signal_to_one_rank_stops_all_and_saves(long: MakeConfig, tmp_path: Pa
         assert f"to continue: torchrun --nproc-per-node 2 -m -- hrm_text train {path}" in told
 
 
-def test_an_error_of_all_ranks_is_told_once(long: MakeConfig, tmp_path: Path) -> None:
-    settings = long("run", {"data.micro_batches": 1})
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(plain(settings)), encoding="utf-8")
-    command = torchrun(2, "-m", "hrm_text", "train", str(path))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), cwd=tmp_path)
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
-    assert "raise data.micro_batches to a multiple of 2" in done.stderr
+def test_an_error_of_all_ranks_is_told_once(long: MakeConfig, tmp_path: Path, forked: Ranks) -> None:
+    told = train_on(2, long("run", {"data.micro_batches": 1}), tmp_path, forked, code=1)
+    assert told.count("error: ") == 1
+    assert "raise data.micro_batches to a multiple of 2" in told
 
 
 def test_it_saves_by_the_clock(config: MakeConfig, recorder: Any) -> None:

@@ -247,9 +247,13 @@ def attend(
     sizes: Attend,
     arrivals: Arrivals,
     *,
+    group: int = 1,
     pdl: bool = False,
 ) -> None:
-    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z."""
+    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z.
+
+    group: how many rows at a time are consecutive tokens of one text.
+    """
     _, _, heads, page, width = cache.keys.shape
     batch = len(gqkv_BX)
     keys, values = cache.keys[slot], cache.values[slot]
@@ -261,7 +265,8 @@ def attend(
     decode_attention[(heads, batch, sizes.splits)](
         gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
         math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
-        cache.key_scales is not None, pdl, **options(sizes.warps, pdl),
+        group, triton.next_power_of_2(max(group - 1, 1)), cache.key_scales is not None, pdl,
+        **options(sizes.warps, pdl),
     )  # fmt: skip
 
 
@@ -310,16 +315,22 @@ class DecodeStep:
         cache: PagedKeyValues,
         table_BM: Tensor,
         config: ModelConfig | None = None,
+        group: int = 1,
     ) -> Tensor:
         """The final state [B, D] of one new token of each text, whose keys and values enter the cache.
 
         positions_B: how many tokens of each text are in the cache already, which is the new one's position. table_BM:
         the pages of each text. config: the model's, or one that differs in its cycles. A row that holds no text has
         position 0 and a table of zeros: it writes to page 0, which no text may own.
+
+        group: so many rows at a time are consecutive tokens of one text, the first of them at ``positions_B``'s number
+        of tokens in the cache, each with the text's pages. What lies in the cache beyond a text's length is never read,
+        so tokens that turn out to be wrong need no more than the length they had before.
         """
         config = config or self.config
         batch, width = len(ids_B), config.hidden_size
         assert batch <= self.max_batch and all(x.is_contiguous() for x in (ids_B, positions_B, table_BM))
+        assert batch % group == 0
         sizes = self.settings(batch)
         x_BD, z_H_BD, z_L_BD = (self._empty(batch, width) for _ in range(3))
         states = {"z_H": z_H_BD, "z_L": z_L_BD}
@@ -346,7 +357,7 @@ class DecodeStep:
                     place = Place(cache, slot, table_BM, positions_B, self.rotary)
                     decode_block(
                         x_BD, scratch.after_down if layer else scratch.entered, weights, place, sizes, scratch,
-                        config.norm_eps, pdl=self.pdl,
+                        config.norm_eps, group=group, pdl=self.pdl,
                     )  # fmt: skip
                 last = index == len(steps) - 1
                 reads = (step.writes,) if last else steps[index + 1].reads
@@ -400,13 +411,14 @@ def decode_block(
     scratch: Scratch,
     eps: float,
     *,
+    group: int = 1,
     pdl: bool,
 ) -> None:
     """``block.Block`` in five kernels; x, whose squares are given, becomes its output."""
     gqkv, o, gate_up, down = weights
     arrivals, after_o = scratch.arrivals, scratch.after_o
     multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, squares=squares, pdl=pdl)
-    attend(scratch.gqkv, scratch.z, *place, sizes.attention, arrivals, pdl=pdl)
+    attend(scratch.gqkv, scratch.z, *place, sizes.attention, arrivals, group=group, pdl=pdl)
     multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, squares=after_o, pdl=pdl)
     multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, squares=after_o, pdl=pdl)
     multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, squares=scratch.after_down, pdl=pdl)

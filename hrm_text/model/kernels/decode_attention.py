@@ -5,6 +5,9 @@ one query for each head there is nothing to share. Each row of a tile keeps an o
 loop needs no exchange between threads but for the products themselves; rows, and then splits, are brought together at
 the end, in a fixed order. The newest token never passes through memory: the program that writes it to the cache adds
 it at the end.
+
+Several rows may be consecutive tokens of one text, a group. The cache then counts up to the group's first token: what
+the rows before one's own bring is written by other programs of the same launch, so it is computed once more instead.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits
+# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits, E earlier rows
 
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and taking it away rounds an fp32 number below 2^22 to the nearest integer, halves to the even."""
@@ -67,6 +70,16 @@ def _stored(store, scales, place, h_H, x_H, HEAD_DIM: tl.constexpr, QUANTIZED: t
     return kept_H.to(tl.float32)
 
 
+@triton.jit
+def _as_read(x_EH, dtype: tl.constexpr, QUANTIZED: tl.constexpr):
+    """Vectors as ``_stored`` returns them, without writing any."""
+    if QUANTIZED:
+        scale_E = tl.div_rn(tl.maximum(tl.max(tl.abs(x_EH), 1), 1e-12), 127.0)
+        whole_EH = (tl.div_rn(x_EH, tl.zeros_like(x_EH) + scale_E[:, None]) + ROUND) - ROUND
+        return whole_EH * scale_E[:, None]
+    return x_EH.to(dtype).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["pages_each"])
 def decode_attention(
     gqkv,
@@ -89,6 +102,8 @@ def decode_attention(
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
     SPLITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    EARLIER: tl.constexpr,
     QUANTIZED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -98,6 +113,8 @@ def decode_attention(
     room for [B, N, SPLITS, H], ``summaries`` for [B, N, SPLITS, 2], and ``arrived`` a count of zero for each text and
     head, which is zero again at the end.
 
+    GROUP: rows that are consecutive tokens of one text; EARLIER: the power of 2 from GROUP - 1.
+
     Positions, tables and the tokens before the newest were written before the step began, so they are read ahead of
     the wait.
     """
@@ -106,7 +123,11 @@ def decode_attention(
     head, b, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + b).to(tl.int32)
     table += b * pages_each
-    tiles = (position + TILE - 1) // TILE
+    past = position
+    if GROUP > 1:
+        first = b // GROUP * GROUP
+        past = tl.load(positions + first).to(tl.int32)
+    tiles = (past + TILE - 1) // TILE
     active = tl.minimum(tl.maximum(tiles, 1), SPLITS)
     h_H = tl.arange(0, HEAD_DIM)
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -114,10 +135,18 @@ def decode_attention(
     cos_H = tl.load(cos + angle_H)
     sin_H = tl.where(h_H < HALF, -1.0, 1.0) * tl.load(sin + angle_H)
     k_CH, v_CH, key_scale_C, value_scale_C = _read_tile(
-        keys, values, key_scales, value_scales, table, head, split, position,
+        keys, values, key_scales, value_scales, table, head, split, past,
         NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
     )  # fmt: skip
     page = tl.load(table + position // PAGE).to(tl.int64)
+    if GROUP > 1:
+        e_E = tl.arange(0, EARLIER)
+        # A split of its own would wait as long for these as the first does.
+        earlier_E = (first + e_E < b) & (split == 0)
+        position_E = tl.load(positions + first + e_E, mask=earlier_E, other=0).to(tl.int32)
+        angle_EH = position_E[:, None] * HALF + (h_H % HALF)[None, :]
+        cos_EH = tl.load(cos + angle_EH)
+        sin_EH = tl.where(h_H < HALF, -1.0, 1.0)[None, :] * tl.load(sin + angle_EH)
     if PDL:
         gdc_wait()
 
@@ -129,6 +158,12 @@ def decode_attention(
         # All that is read, first: then its latency counts once.
         gate_H, q_H, q_partner_H = tl.load(gate + h_H), tl.load(q + h_H), tl.load(q + partner)
         k_H, k_partner_H, v_H = tl.load(k + h_H), tl.load(k + partner), tl.load(k + NUM_HEADS * HEAD_DIM + h_H)
+        if GROUP > 1:
+            row_E1 = (first + e_E)[:, None] * (4 * NUM_HEADS * HEAD_DIM)
+            k_E1 = gqkv + row_E1 + (2 * NUM_HEADS + head) * HEAD_DIM
+            k_EH = tl.load(k_E1 + h_H[None, :], mask=earlier_E[:, None], other=0.0)
+            k_partner_EH = tl.load(k_E1 + partner[None, :], mask=earlier_E[:, None], other=0.0)
+            v_EH = tl.load(k_E1 + NUM_HEADS * HEAD_DIM + h_H[None, :], mask=earlier_E[:, None], other=0.0)
         q_H = _rotated(q_H, q_partner_H, cos_H, sin_H) * scale_log2
         sigmoid_H = tl.sigmoid(gate_H.to(tl.float32))
         maximum_C = tl.full([TILE], -1e30, tl.float32)
@@ -136,10 +171,10 @@ def decode_attention(
         acc_CH = tl.zeros([TILE, HEAD_DIM], tl.float32)
         for tile in range(split, tiles, SPLITS):
             next_k_CH, next_v_CH, next_key_scale_C, next_value_scale_C = _read_tile(
-                keys, values, key_scales, value_scales, table, head, tile + SPLITS, position,
+                keys, values, key_scales, value_scales, table, head, tile + SPLITS, past,
                 NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
             )  # fmt: skip
-            inside_C = tile * TILE + tl.arange(0, TILE) < position
+            inside_C = tile * TILE + tl.arange(0, TILE) < past
             score_C = tl.sum(k_CH.to(tl.float32) * q_H[None, :], 1) * key_scale_C
             score_C = tl.where(inside_C, score_C, -1e30)
             higher_C = tl.maximum(maximum_C, score_C)
@@ -162,10 +197,19 @@ def decode_attention(
             newest_v_H = _stored(values, value_scales, place, h_H, v_H.to(tl.float32), HEAD_DIM, QUANTIZED)
             newest = tl.sum(newest_k_H * q_H, 0)
             maximum = tl.maximum(maximum, newest)
+        if GROUP > 1:
+            k_EH = _as_read(_rotated(k_EH, k_partner_EH, cos_EH, sin_EH), keys.dtype.element_ty, QUANTIZED)
+            score_E = tl.where(earlier_E, tl.sum(k_EH * q_H[None, :], 1), -1e30)
+            maximum = tl.maximum(maximum, tl.max(score_E, 0))
         p_C = tl.exp2(maximum_C - maximum)
         p = tl.where(split == 0, tl.exp2(newest - maximum), 0.0)
         total = tl.sum(total_C * p_C, 0) + p
         y_H = tl.sum(acc_CH * p_C[:, None], 0) + p * newest_v_H
+        if GROUP > 1:
+            p_E = tl.where(earlier_E, tl.exp2(score_E - maximum), 0.0)
+            total += tl.sum(p_E, 0)
+            v_EH = _as_read(v_EH.to(tl.float32), values.dtype.element_ty, QUANTIZED)
+            y_H += tl.sum(p_E[:, None] * v_EH, 0)
 
         text_head = b * NUM_HEADS + head
         out = z + text_head * HEAD_DIM + h_H

@@ -21,7 +21,7 @@ def blocks(mask: BlockMask, numbers: str, indices: str) -> list[list[int]]:
     return [row[:count] for row, count in zip(rows.flatten(0, 2).tolist(), counts.flatten().tolist(), strict=True)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.integers(0, 90).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=6),
     st.integers(0, 40),
