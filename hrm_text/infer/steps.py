@@ -19,8 +19,6 @@ WORTH_COMPILING = 50_000_000
 def prepare(model: RecurrentLM, decode: Decode) -> Decode:
     """Let a model compute prompts and steps as asked, from outside; what ``auto`` stands for where it lies.
 
-    On CUDA that is ``plain`` as long as the fused steps have not been run there (docs/inference.md).
-
     Raises:
         UserError: the device or the model does not have what was asked for.
     """
@@ -43,6 +41,8 @@ def prepare(model: RecurrentLM, decode: Decode) -> Decode:
 def automatic(model: RecurrentLM, device: torch.device) -> Decode:
     """The fastest way that is known to be right."""
     config = model.config
+    if why_not("fused", config, device) is None:
+        return "fused"
     large = config.num_cache_slots * config.block_parameters >= WORTH_COMPILING
     return "compiled" if large and why_not("compiled", config, device) is None else "plain"
 

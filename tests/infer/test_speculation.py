@@ -17,7 +17,7 @@ from hrm_text.model.kernels.decode import Attend, Settings, Vector
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VECTOR = Vector(32, 32, 1, 1)
-SMALL = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2))
+SMALL = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2, 4))
 PROMPT = [3, 1, 4, 1, 5]
 
 

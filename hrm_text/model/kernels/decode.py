@@ -70,7 +70,9 @@ class Attend:
     """Tokens of a tile."""
     warps: int
     splits: int
-    """Programs that share the tokens of a text and head; a power of 2."""
+    """Programs that share the tokens of a text and head, at most; a power of 2."""
+    least: int
+    """Cached tokens that are worth one program more."""
 
 
 Product = Literal["gqkv", "o", "gate_up", "down"]
@@ -106,7 +108,8 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
 """Sizes for the weights of one block of an XL."""
 
 ATTENTION: dict[int, Attend] = {
-    2: Attend(16, 1, 32), 4: Attend(8, 1, 32), 16: Attend(8, 1, 8), 32: Attend(16, 2, 2), 256: Attend(16, 2, 1)
+    2: Attend(16, 1, 32, 16), 4: Attend(8, 1, 32, 8), 16: Attend(8, 1, 8, 8),
+    32: Attend(16, 2, 2, 16), 256: Attend(16, 2, 1, 16),
 }  # fmt: skip
 """Most texts -> sizes; there are N programs for each text and split."""
 
@@ -265,7 +268,7 @@ def attend(
     decode_attention[(heads, batch, sizes.splits)](
         gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
         math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
-        group, triton.next_power_of_2(max(group - 1, 1)), cache.key_scales is not None, pdl,
+        group, triton.next_power_of_2(max(group - 1, 1)), sizes.least, cache.key_scales is not None, pdl,
         **options(sizes.warps, pdl),
     )  # fmt: skip
 

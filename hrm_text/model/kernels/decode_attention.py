@@ -1,10 +1,10 @@
 """Attention of one new token of each text over its pages, in Triton: rotation, cache write and gate included.
 
-A program owns one head of one text and every SPLITS-th tile of its tokens. The tokens are read on the CUDA cores: with
-one query for each head there is nothing to share. Each row of a tile keeps an online softmax of its own, so that the
-loop needs no exchange between threads but for the products themselves; rows, and then splits, are brought together at
-the end, in a fixed order. The newest token never passes through memory: the program that writes it to the cache adds
-it at the end.
+A program owns one head of one text and its share of the tiles: the longer a text, the more programs. The tokens are
+read on the CUDA cores: with one query for each head there is nothing to share. Each row of a tile keeps an online
+softmax of its own, so that the loop needs no exchange between threads but for the products themselves; rows, and then
+splits, are brought together at the end, in a fixed order. The newest token never passes through memory: the program
+that writes it to the cache adds it at the end.
 
 Several rows may be consecutive tokens of one text, a group. The cache then counts up to the group's first token: what
 the rows before one's own bring is written by other programs of the same launch, so it is computed once more instead.
@@ -104,6 +104,7 @@ def decode_attention(
     SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
     EARLIER: tl.constexpr,
+    LEAST: tl.constexpr,
     QUANTIZED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -113,7 +114,8 @@ def decode_attention(
     room for [B, N, SPLITS, H], ``summaries`` for [B, N, SPLITS, 2], and ``arrived`` a count of zero for each text and
     head, which is zero again at the end.
 
-    GROUP: rows that are consecutive tokens of one text; EARLIER: the power of 2 from GROUP - 1.
+    LEAST: cached tokens for each program that shares a text; the others have nothing to do. GROUP: rows that are
+    consecutive tokens of one text; EARLIER: the power of 2 from GROUP - 1.
 
     Positions, tables and the tokens before the newest were written before the step began, so they are read ahead of
     the wait.
@@ -128,14 +130,15 @@ def decode_attention(
         first = b // GROUP * GROUP
         past = tl.load(positions + first).to(tl.int32)
     tiles = (past + TILE - 1) // TILE
-    active = tl.minimum(tl.maximum(tiles, 1), SPLITS)
+    # Texts of a batch differ in length: one program for a long one would be what all others wait for.
+    active = tl.minimum(tl.maximum(past // LEAST, 1), SPLITS)
     h_H = tl.arange(0, HEAD_DIM)
     HALF: tl.constexpr = HEAD_DIM // 2
     angle_H = position * HALF + h_H % HALF
     cos_H = tl.load(cos + angle_H)
     sin_H = tl.where(h_H < HALF, -1.0, 1.0) * tl.load(sin + angle_H)
     k_CH, v_CH, key_scale_C, value_scale_C = _read_tile(
-        keys, values, key_scales, value_scales, table, head, split, past,
+        keys, values, key_scales, value_scales, table, head, tl.where(split < active, split, tiles), past,
         NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
     )  # fmt: skip
     page = tl.load(table + position // PAGE).to(tl.int64)
@@ -169,9 +172,9 @@ def decode_attention(
         maximum_C = tl.full([TILE], -1e30, tl.float32)
         total_C = tl.zeros([TILE], tl.float32)
         acc_CH = tl.zeros([TILE, HEAD_DIM], tl.float32)
-        for tile in range(split, tiles, SPLITS):
+        for tile in range(split, tiles, active):
             next_k_CH, next_v_CH, next_key_scale_C, next_value_scale_C = _read_tile(
-                keys, values, key_scales, value_scales, table, head, tile + SPLITS, past,
+                keys, values, key_scales, value_scales, table, head, tile + active, past,
                 NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
             )  # fmt: skip
             inside_C = tile * TILE + tl.arange(0, TILE) < past

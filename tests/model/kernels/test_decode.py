@@ -37,8 +37,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PAGE, PAGES_EACH = 8, 3
 VECTOR, MATRIX = Vector(32, 32, 1, 1), Matrix(64, 32, 2, 1)
 SPLIT = dataclasses.replace(MATRIX, block_k=16, splits=2, ahead=1)
-ON_CORES = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2))
-ON_TENSOR_CORES = Settings(SPLIT, SPLIT, MATRIX, SPLIT, Attend(16, 1, 1))
+ON_CORES = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2, 4))
+ON_TENSOR_CORES = Settings(SPLIT, SPLIT, MATRIX, SPLIT, Attend(16, 1, 1, 16))
 
 
 def config(architecture: Any = "transformer", num_layers: int = 1, **others: Any) -> ModelConfig:
@@ -174,7 +174,7 @@ def test_one_and_two_texts_on_the_cores(texts: int) -> None:
 def test_more_texts_than_a_tile_has_tokens() -> None:
     narrow = dataclasses.replace(SPLIT, tokens=16)
     wide = dataclasses.replace(MATRIX, tokens=16)
-    check(model_of(config()), Settings(wide, narrow, wide, narrow, Attend(16, 1, 1)), 17, count=1)
+    check(model_of(config()), Settings(wide, narrow, wide, narrow, Attend(16, 1, 1, 16)), 17, count=1)
 
 
 @pytest.mark.parametrize("settings", [ON_CORES, ON_TENSOR_CORES], ids=["cores", "tensor-cores"])
@@ -338,7 +338,11 @@ def test_products_in_the_sizes_of_the_tables(texts: int, weight_bytes: int) -> N
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8], ids=str)
-@pytest.mark.parametrize("sizes", [Attend(8, 1, 1), Attend(4, 1, 4)], ids=["whole", "split"])
+@pytest.mark.parametrize(
+    "sizes",
+    [Attend(8, 1, 1, 8), Attend(4, 1, 4, 4), Attend(4, 1, 4, 8)],
+    ids=["whole", "split", "more-split-the-longer"],
+)
 def test_attention_alone(sizes: Attend, cache_dtype: torch.dtype) -> None:
     """Lengths at the ends of tiles, pages and splits; tokens behind a text's newest one are NaN, and not read."""
     heads, width, page, pages_each = 2, 16, 8, 3
@@ -406,7 +410,7 @@ def test_tokens_of_one_text_in_one_step(group: int, cache_dtype: torch.dtype) ->
     model = model_of(config("hrm", num_layers=2, H_cycles=1, L_cycles=1))
     positions = torch.tensor([0, 1, PAGE - 1, 2 * PAGE + 1], device=DEVICE)
     expected, expected_cache = one_by_one(model, group, positions, cache_dtype)
-    for sizes in (Attend(8, 1, 2), Attend(4, 1, 1)):
+    for sizes in (Attend(8, 1, 2, 4), Attend(4, 1, 1, 4)):
         settings = dataclasses.replace(ON_TENSOR_CORES, attention=sizes)
         found, cache = grouped(model, settings, group, positions, cache_dtype)
         assert error(found, expected) < 5e-6
