@@ -169,7 +169,10 @@ def with_threads() -> Any:
 
     from hrm_text.model.kernels import cpu_decode_kernels
 
-    numba.set_num_threads(min(torch.get_num_threads(), vars(numba.config)["NUMBA_NUM_THREADS"]))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
+    if torch.get_num_threads() != threads:  # numba's first call gives PyTorch, which shares its OpenMP, all cores
+        torch.set_num_threads(threads)
     return cpu_decode_kernels
 
 

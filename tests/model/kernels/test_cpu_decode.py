@@ -3,13 +3,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor
 
 from hrm_text.model.config import preset
 from hrm_text.model.kernels import cpu_decode
-from hrm_text.model.kernels.cpu_decode import CompiledDecoding, speed_up_decoding, why_not
+from hrm_text.model.kernels.cpu_decode import CompiledDecoding, speed_up_decoding, why_not, with_threads
 from hrm_text.model.paged import PagedKeyValues, quantize
 from hrm_text.model.quantized import quantize_weights
 from hrm_text.model.recurrence import RecurrentLM, build
@@ -163,3 +164,10 @@ def test_a_bf16_prompt_is_computed_in_fp32_where_bf16_is_slow(kind: str, monkeyp
         speed_up_decoding(model)
         errors.append(float((model.logits(ids, prefixes) - expected).norm() / expected.norm()))
     assert errors[1] < errors[0] < 0.05
+
+
+def test_pytorch_keeps_the_threads_it_was_told_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(numba, "set_num_threads", lambda _: torch.set_num_threads(before + 1))
+    with_threads()
+    assert torch.get_num_threads() == before
