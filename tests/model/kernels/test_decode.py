@@ -309,11 +309,12 @@ def test_products_in_the_sizes_of_the_tables(texts: int, weight_bytes: int) -> N
     chosen, on_gpu = Settings.of(texts, weight_bytes), DEVICE.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     meeting = arrivals(1 << 22)
+    few = 8 if isinstance(chosen.o, Vector) and not on_gpu else 64  # many programs of a row or two take long here
     for sizes, rows, columns, how in (
-        (chosen.gqkv, 192, 1536, {"eps": 1e-6}),
-        (chosen.o, 64, 1536, {"residual": True}),
-        (chosen.gate_up, 64, 1536, {"eps": 1e-6, "pair": True}),
-        (chosen.down, 64, 4096, {"residual": True}),
+        (chosen.gqkv, 3 * few, 1536, {"eps": 1e-6}),
+        (chosen.o, few, 1536, {"residual": True}),
+        (chosen.gate_up, few, 1536, {"eps": 1e-6, "pair": True}),
+        (chosen.down, few, 4096, {"residual": True}),
     ):
         options: Any = how
         generator = torch.Generator().manual_seed(rows + columns)
@@ -403,11 +404,12 @@ def one_by_one(
     return torch.stack(states, 1), cache
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8], ids=str)
-@pytest.mark.parametrize("group", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("group", "cache_dtype"), [(2, torch.float32), (2, torch.int8), (3, torch.int8), (4, torch.float32)]
+)
 def test_tokens_of_one_text_in_one_step(group: int, cache_dtype: torch.dtype) -> None:
     """At the beginning of a text, across the end of a page, and behind more tiles than there are splits."""
-    model = model_of(config("hrm", num_layers=2, H_cycles=1, L_cycles=1))
+    model = model_of(config("trm", H_cycles=1, L_cycles=1))
     positions = torch.tensor([0, 1, PAGE - 1, 2 * PAGE + 1], device=DEVICE)
     expected, expected_cache = one_by_one(model, group, positions, cache_dtype)
     for sizes in (Attend(8, 1, 2, 4), Attend(4, 1, 1, 4)):
