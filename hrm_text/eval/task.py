@@ -49,6 +49,8 @@ class Question:
     """Letters to choose from; 0: the answer is open."""
     shorter: tuple[str, ...] = ()
     """The prompt with fewer and fewer examples, tried in turn where it leaves no room for a response."""
+    condition: str = ""
+    """Of this question alone; empty is the task's."""
 
 
 @dataclass(frozen=True, slots=True)
