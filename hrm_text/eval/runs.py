@@ -136,7 +136,17 @@ def _read(task: Task, source: Source, limit: int | None, seed: int) -> tuple[lis
         seen[there] = None
         return source(there)
 
-    questions = list(task.questions(rows))
+    try:
+        questions = list(task.questions(rows))
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        hubs = ", ".join(dict.fromkeys(dataset.hub for dataset in seen)) or "its data"
+        raise UserError(
+            f"task {task.name!r}: a row is not as {hubs} publishes it ({what}); fetch the files anew, or see which "
+            "fields the task reads"
+        ) from error
     if not questions:
         raise UserError(f"task {task.name!r} has no items to evaluate")
     ids = Counter(question.id for question in questions)

@@ -70,7 +70,7 @@ class TaskScore:
     unreadable: float
     """Share of responses in which no answer was found."""
     truncated: float
-    """Share of responses cut at the most tokens, or the end of the context."""
+    """Share of responses cut at the most tokens, or the end of the context; a letter is one token and never cut."""
     no_room: float
     """Share of questions that fill the context, and are wrong without having been asked."""
     shortened: float
@@ -123,7 +123,7 @@ def score_task(task: Task, results: Sequence[Answered], held: Held, shortened: f
         held=held,
         held_in=task.held_in,
         unreadable=mean([float(not each.readable) for each in scored]),
-        truncated=mean([float(answer.finish_reason == "length") for answer in answers]),
+        truncated=mean([float(answer.finish_reason == "length" and task.max_new_tokens > 1) for answer in answers]),
         no_room=mean([float(answer.finish_reason == "no room") for answer in answers]),
         shortened=shortened,
         mean_tokens=mean([answer.num_tokens for answer in asked]),

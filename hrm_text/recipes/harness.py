@@ -28,7 +28,9 @@ try:
     from lm_eval.api.registry import model_registry
     from tqdm import tqdm
 except ImportError as lack:
-    raise UserError(f'lm-evaluation-harness needs the extra eval: pip install "hrm-text[eval]" ({lack})') from None
+    raise UserError(
+        f'lm-evaluation-harness needs the extra harness: pip install "hrm-text[harness]" ({lack})'
+    ) from None
 
 NAME = "hrm_text"
 ENTRY_POINT = "hrm_text.recipes.harness:HarnessModel"

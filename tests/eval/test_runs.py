@@ -320,3 +320,18 @@ def test_two_runs_are_compared_question_by_question(tmp_path: Path) -> None:
         compare(tmp_path / "a", tmp_path / "fewer")
     with pytest.raises(UserError, match=r"results.json: no such file"):
         compare(tmp_path / "a", tmp_path / "none")
+
+
+def test_rows_of_another_schema_are_one_clear_error() -> None:
+    def others(rows: Rows) -> Iterator[Question]:
+        for row in rows(SUMS):
+            yield Question("1", row["problem"], 1)
+
+    with pytest.raises(UserError, match=r"task 'sums': a row is not as someone/sums publishes it \(no 'problem'\)"):
+        planned([replace(TASK, questions=others)])
+
+
+def test_a_letter_is_one_token_and_not_cut(tmp_path: Path) -> None:
+    for most, share in ((8, 1 / 12), (1, 0.0)):
+        [score] = run(planned([replace(TASK, max_new_tokens=most)]), Adds(), tmp_path / str(most))["scores"]
+        assert score["truncated"] == share

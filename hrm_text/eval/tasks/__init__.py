@@ -18,6 +18,7 @@ from hrm_text.data import procedural as generators
 from hrm_text.data.prompt import parse_condition
 from hrm_text.data.records import ENDINGS
 from hrm_text.eval.runner import EvalTask
+from hrm_text.eval.scoring.letters import score_last_letter
 from hrm_text.eval.task import Task
 from hrm_text.eval.tasks.exact import exact_task
 from hrm_text.eval.tasks.procedural import procedural_task
@@ -109,8 +110,16 @@ def _find(name: str, condition: str | None, limit: int | None, seed: int) -> Tas
         drawn = DRAWN if limit is None else limit
         return replace(exact_task(procedural_task(base, condition=under, n=drawn, seed=seed)), name=name)
     if base in (known := benchmark_tasks()):
-        return known[base] if under is None else replace(known[base], condition=",".join(parse_condition(under)))
+        return known[base] if under is None else _asked_under(known[base], parse_condition(under))
     raise _unknown(name)
+
+
+def _asked_under(task: Task, tags: Sequence[str]) -> Task:
+    """The task under another condition. With working to show, a letter is not the first token but the last one said."""
+    task = replace(task, condition=",".join(tags))
+    if "cot" in tags and task.max_new_tokens == 1:
+        return replace(task, max_new_tokens=task.context, score=score_last_letter)
+    return task
 
 
 def load_tasks(names: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[EvalTask]:
@@ -135,7 +144,8 @@ def _load_task(name: str, limit: int | None, seed: int) -> EvalTask:
 
 def _unknown(name: str) -> UserError:
     hint = did_you_mean(name.partition(":")[0], task_names())
+    single = [known for known in task_names() if "/" not in known]  # reasoning_gym/NAME/LEVEL are three hundred
     return UserError(
-        f"unknown task {name!r}: {hint}The tasks are {', '.join(task_names())}, "
+        f"unknown task {name!r}: {hint}The tasks are {', '.join(single)}, "
         f"and any file of records ending in {' or '.join(ENDINGS)}"
     )

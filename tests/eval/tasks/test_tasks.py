@@ -7,6 +7,7 @@ import pytest
 
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural import CPU_WEIGHTS, TASKS
+from hrm_text.eval.scoring.letters import score_last_letter
 from hrm_text.eval.tasks import FAMILIES, find_tasks, load_tasks, task_names
 
 
@@ -83,3 +84,10 @@ def test_records_keep_the_conditions_they_have_unless_a_grid_gives_others(tmp_pa
     first, second = own.questions(lambda _: [])
     assert [own.score(text, first).strict for text in (" yes\n", "no", "")] == [1, 0, 0]
     assert not own.score("", second).readable
+
+
+def test_with_working_to_show_the_letter_comes_last() -> None:
+    [direct] = find_tasks(["boolq"])
+    direct_again, cot = find_tasks(["boolq"], conditions=["direct", "synth,cot"])
+    assert direct == direct_again and direct.max_new_tokens == 1
+    assert cot.max_new_tokens == cot.context and cot.score is score_last_letter
