@@ -141,11 +141,12 @@ def test_finished_work_is_found_again(chain: Chain) -> None:
 
 
 def test_eval_scores_held_out_questions(chain: Chain) -> None:
-    asked = run("eval", chain.weights, "--tasks", "upper, upper:direct", "--limit", 3, "--json")
+    ask = ("eval", chain.weights, "--limit", 3, "--out", chain.folder / "eval")
+    asked = run(*ask, "--tasks", "upper, upper:direct", "--json")
     scores = [json.loads(line) for line in asked.out.splitlines()]
     assert [(score["task"], score["n"]) for score in scores] == [("upper", 3), ("upper:direct", 3)]
-    assert all(0 <= score["low"] <= score["accuracy"] <= score["high"] <= 1 for score in scores)
-    table = run("eval", chain.weights, "--tasks", "upper,upper:direct", "--limit", 3).out.splitlines()
+    assert all(0 <= score["low"] <= score["strict"] <= score["high"] <= 1 for score in scores)
+    table = run(*ask, "--tasks", "upper,upper:direct").out.splitlines()
     assert [line.split()[0] for line in table] == ["upper", "upper:direct", "mean"]
     assert "chance" in table[0]
 
@@ -241,7 +242,7 @@ def test_a_device_that_is_not_there_lists_the_others(
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ("uper", "unknown task 'uper': did you mean 'upper'? The tasks are quickstart, procedural, add, "),
+        ("uper", "unknown task 'uper': did you mean 'upper'? The tasks are quickstart, procedural, published, add, "),
         ("upper:cot", "task 'upper' has no condition 'cot'"),
         ("none.jsonl", "none.jsonl: no such file"),
     ],

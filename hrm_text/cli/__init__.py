@@ -16,10 +16,11 @@ from tyro.conf import arg
 from hrm_text.cli.bench_commands import COMMANDS as BENCH_COMMANDS
 from hrm_text.cli.budget_command import budget, budget_with_overrides
 from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
+from hrm_text.cli.eval_command import eval_
 from hrm_text.cli.serve_command import serve
 from hrm_text.cli.terminal import escape, notes, print_json
 from hrm_text.cli.train_command import train, train_with_overrides
-from hrm_text.cli.weights_commands import eval_, export, generate, import_reference
+from hrm_text.cli.weights_commands import export, generate, import_reference
 from hrm_text.contracts import UserError, did_you_mean
 
 

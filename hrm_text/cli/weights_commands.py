@@ -1,8 +1,7 @@
-"""The commands about a weights folder: export, import, generate, eval."""
+"""The commands about a weights folder: export, import, generate."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -180,46 +179,6 @@ def generate(
             print_json({"prompt": asked, "condition": condition, "response": response})
         else:
             print(response)
-
-
-def eval_(
-    weights_dir: Positional[Path],
-    tasks: str,
-    limit: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    json: Annotated[bool, arg(name="json")] = False,
-) -> None:
-    """Ask held-out questions and score the answers by exact match, with 95 % intervals and the chance level.
-
-    Args:
-        weights_dir: weights folder
-        tasks: comma-separated names (add, add:direct, quickstart) and files of records (questions.jsonl)
-        limit: most questions of a task
-        seed: of the questions that are drawn
-        device: cpu, cuda or mps
-        dtype: to compute in
-        json: print one JSON object per task
-    """
-    from hrm_text.eval.runner import evaluate
-    from hrm_text.eval.tasks import load_tasks
-    from hrm_text.infer.text_model import load
-
-    chosen = load_tasks([name.strip() for name in tasks.split(",")], limit=limit, seed=seed)
-    model = load(weights_dir, device=available_device(device), dtype=dtype)
-    with progress_bar("evaluating", "questions") as on_progress:
-        evaluation = evaluate(model, chosen, on_progress=on_progress)
-    for score in evaluation.scores:
-        if json:
-            print_json(dataclasses.asdict(score))
-        else:
-            print(
-                f"{score.task:20} {score.accuracy:6.1%}  (95 %: {score.low:.1%} to {score.high:.1%}; "
-                f"n = {score.n}; chance {score.chance:.1%})"
-            )
-    if not json and len(chosen) > 1:
-        print(f"{'mean':20} {evaluation.mean_accuracy:6.1%}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

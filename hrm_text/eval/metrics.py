@@ -14,11 +14,13 @@ def exact_match(response: str, answer: str) -> bool:
     return unicodedata.normalize("NFC", response.strip()) == unicodedata.normalize("NFC", answer.strip())
 
 
-def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Bounds of the true accuracy given ``correct`` of ``n``: the score interval of Wilson (1927); z 1.96 is 95 %.
 
     Unlike the interval of the normal approximation it stays within 0 and 1 and has a width at 0 % and 100 %, where
-    small tasks end up. Without any item nothing is known: (0, 1).
+    small tasks end up. Without any item nothing is known: (0, 1). Answers that are partly right add up to a ``correct``
+    that is no whole number: no scores within 0 and 1 spread more than those of 0 and 1 with their mean, so that the
+    interval is then rather too wide.
     """
     assert 0 <= correct <= n, (correct, n)
     if n == 0:
