@@ -32,7 +32,7 @@ def test_an_unknown_task_suggests_and_lists() -> None:
     with pytest.raises(UserError, match=r"unknown task 'revers': did you mean 'reverse'\?") as caught:
         load_tasks(["revers"])
     for name in task_names():
-        assert name in str(caught.value)
+        assert name in str(caught.value) or "/" in name  # of a family with hundreds the family's name
     with pytest.raises(
         UserError, match=r"unknown task 'xyzzy:cot': The tasks are quickstart, procedural, published, add"
     ):
