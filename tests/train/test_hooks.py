@@ -8,8 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,8 +206,14 @@ def test_a_place_that_cannot_be_written_is_one_warning(tmp_path: Path) -> None:
 # --- TensorBoard
 
 
-def test_tensorboard_holds_the_scalars_of_both_halves_of_a_resumed_run(tmp_path: Path) -> None:
+def test_tensorboard_holds_the_scalars_of_both_halves_of_a_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
     for start, stop in ((0, 5), (3, 8)):
+        # Files are read in the order of their names: the second, and of two of one process in one second "10" before "9".
+        later = SimpleNamespace(time=lambda seconds=start: time.time() + seconds, sleep=time.sleep)
+        monkeypatch.setattr(writer, "time", later)
         hook = TensorBoard(tmp_path / "tb")
         hook.on_start(info(tmp_path, start))
         for step in range(start + 1, stop + 1):
