@@ -211,7 +211,8 @@ def test_tensorboard_holds_the_scalars_of_both_halves_of_a_resumed_run(
 ) -> None:
     writer = importlib.import_module("tensorboard.summary.writer.event_file_writer")
     for start, stop in ((0, 5), (3, 8)):
-        # Files are read in the order of their names; of two in one second that of the process's 10th comes before its 9th.
+        # Files are read in the order of their names, and of two in one second the name of a process's tenth comes
+        # before that of its ninth.
         later = SimpleNamespace(time=lambda seconds=start: time.time() + seconds, sleep=time.sleep)
         monkeypatch.setattr(writer, "time", later)
         hook = TensorBoard(tmp_path / "tb")
