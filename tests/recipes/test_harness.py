@@ -26,7 +26,7 @@ from hrm_text.model.recurrence import build
 if TYPE_CHECKING:
     from hrm_text.recipes import harness
 else:
-    pytest.importorskip("lm_eval", reason="the extra eval is not installed")
+    pytest.importorskip("lm_eval", reason="the extra harness is not installed")
     from hrm_text.recipes import harness
 
 TEXTS = ["What is 12 + 7?", "The sum is 19.", "reverse the word apple", "Grüße 🙂"] * 3

@@ -12,12 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hrm_text.model.kernels.decode_attention import ROUND
 from hrm_text.model.paged import PagedKeyValues
 
 # T tokens, N heads, H head width, P tokens a page
-
-ROUND = tl.constexpr(12582912.0)
-"""1.5 * 2^23: adding and taking it away rounds an fp32 number below 2^22 to the nearest integer, halves to the even."""
 
 
 @triton.jit
