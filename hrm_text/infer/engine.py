@@ -264,12 +264,13 @@ class DecodingEngine:
         hidden_BD = prefill(self.model.module, steps, self.cache, new, self._recorded)
         with torch.inference_mode():
             chosen = self.sampler.choose(self.model.module.lm_head(hidden_BD), [text.state for text in texts])
+        lane = self._lane(cycles)
         for text, token in zip(texts, chosen.token_ids.unbind(0), strict=True):
             text.length = text.total
             self._remember(text)
-            self._join(text, self._lane(cycles), token)
-        if self._drafting is not None:
-            self._drafting.begin(hidden_BD[-1:])  # in a lane of one text it is that one's
+            self._join(text, lane, token)
+        if self._drafting is not None and cycles == self.cycles and len(lane) == 1:
+            self._drafting.begin(hidden_BD)
         self._launched(Launch.of_step(texts, chosen))
 
     def _join(self, text: Text, lane: Lane, token: Tensor | int) -> None:
@@ -304,9 +305,11 @@ class DecodingEngine:
         pending = sum(launch.drafted and launch.texts[0] is text for launch in self._pending)
         most = text.length + pending * drafting.guesses + drafting.guesses + 1
         lacking = self.pages.needed(most) - len(text.pages)
-        if most > self.model.config.max_position_embeddings or lacking > self.pages.num_obtainable:
+        if most > self.model.config.max_position_embeddings:
             return False
         if lacking > 0:
+            if lacking > self.pages.num_obtainable:
+                return False
             text.pages += self.pages.take(lacking) or ()
             lane.give(text.row, text.pages)
         told = drafting(lane.rows, len(text.pages))

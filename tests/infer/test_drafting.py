@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class Reader(DraftHead):
         follows: dict[int, Counter[int]] = {}
         for text in texts:
             ids = [ord(letter) - 0x4E00 for letter in text]
-            for token, after in zip(ids, ids[1:], strict=False):
+            for token, after in itertools.pairwise(ids):
                 follows.setdefault(token, Counter())[after] += 1
         self.follows = {token: after.most_common(1)[0][0] for token, after in follows.items()}
         self.embedding, self.lm_head = module.model.embed_tokens, module.lm_head.weight
@@ -134,9 +135,9 @@ def said(request: Request, eoa_id: int = END, architecture: str = "hrm") -> tupl
     return SAID[key]
 
 
-def reading(module: RecurrentLM, guesses: int, **changes: int) -> Model:
+def reading(module: RecurrentLM, guesses: int) -> Model:
     read = [said(request_of(seed))[0] for seed in range(4)]
-    return Model(module, Reader(module, read), guesses, **{"prompt_format": Letters(**changes)})  # type: ignore[arg-type]
+    return Model(module, Reader(module, read), guesses)
 
 
 def outcome(pair: tuple[str, Piece]) -> tuple[str, str | None, int]:
@@ -183,7 +184,7 @@ def test_it_ends_where_it_would_end_without(pending: int) -> None:
     head = model.draft_head
     assert isinstance(head, Knowing)
     shorter = [dataclasses.replace(request, max_new_tokens=most) for most in range(1, 14)]
-    stopping = [dataclasses.replace(request, stop=(whole[place : place + 2],)) for place in range(0, 12)]
+    stopping = [dataclasses.replace(request, stop=(whole[place : place + 2],)) for place in range(12)]
     for asked, end in [(each, END) for each in (*shorter, *stopping)] + [
         (request, ord(letter) - 0x4E00) for letter in set(whole)
     ]:
@@ -262,7 +263,7 @@ def test_only_greedy_texts_as_they_are_have_guesses() -> None:
 def traffic(seed: int) -> list[Request]:
     """Requests of every kind."""
     chance = random.Random(seed)
-    asked = []
+    asked: list[Request] = []
     for number in range(14):
         request = Request((Turn(words(chance, chance.randrange(1, 20))),), chance.randrange(1, 30))
         match chance.randrange(8):
@@ -291,7 +292,8 @@ def test_texts_come_and_go_while_one_has_guesses(seed: int, pending: int, memory
     model, asked, chance = reading(module_of(), 3), traffic(seed), random.Random(seed)
     engine = engine_of(model, pending, cache_tokens=memory)
     waiting, numbers, cancelled = list(enumerate(asked)), {}, set()
-    texts, last = [""] * len(asked), {}
+    texts = [""] * len(asked)
+    last: dict[int, Piece] = {}
     while waiting or engine.has_work:
         if waiting and (not engine.has_work or chance.random() < 0.12):
             for _ in range(chance.choice((1, 1, 1, 3))):
