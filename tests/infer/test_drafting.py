@@ -165,15 +165,16 @@ def test_whatever_is_guessed_the_text_is_the_same(guesses: int, pending: int, ar
     assert 0 < engine.status.accepted_tokens_total < engine.status.drafted_tokens_total
 
 
-def test_right_guesses_save_passes() -> None:
-    module, request = module_of(), request_of(1, most=21)
-    model = Model(module, Knowing(module, said(request)[0], 3), 3)
-    engine = engine_of(model)
+@pytest.mark.parametrize(("pending", "most"), [(0, 21), (1, 18)])
+def test_right_guesses_save_passes(pending: int, most: int) -> None:
+    module, request = module_of(), request_of(1, most=most)
+    model = Model(module, Knowing(module, said(request_of(1))[0], 3), 3)
+    engine = engine_of(model, pending)
     assert [outcome(pair) for pair in run(engine, [request])] == [said(request)]
-    # The prompt gives one token, and every pass four.
+    # The prompt gives one token, and every pass four; no pass follows one that is sure to give the last.
     status = engine.status
     assert (status.steps_total, status.drafted_tokens_total, status.accepted_tokens_total) == (5, 15, 15)
-    assert status.generated_tokens_total == 21
+    assert status.generated_tokens_total == most
 
 
 @pytest.mark.parametrize("pending", [0, 1])
