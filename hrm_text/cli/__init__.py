@@ -16,7 +16,6 @@ from tyro.conf import arg
 from hrm_text.cli.bench_commands import COMMANDS as BENCH_COMMANDS
 from hrm_text.cli.budget_command import budget, budget_with_overrides
 from hrm_text.cli.data import COMMANDS as DATA_COMMANDS
-from hrm_text.cli.draft_command import draft
 from hrm_text.cli.eval_command import eval_
 from hrm_text.cli.serve_command import serve
 from hrm_text.cli.terminal import escape, notes, print_json
@@ -68,7 +67,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_reference,
     "generate": generate,
-    "draft": draft,
     "serve": serve,
     "eval": eval_,
     "bench": bench,

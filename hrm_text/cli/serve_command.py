@@ -29,7 +29,6 @@ def serve(
     max_batch: int = 64,
     cache_tokens: int | None = None,
     kv_cache: Literal["auto", "int8"] = "auto",
-    drafts: int | None = None,
     max_queue: int = 256,
     max_body: int = 2**20,
     request_seconds: float = 300.0,
@@ -56,8 +55,6 @@ def serve(
         max_batch: texts made together
         cache_tokens: tokens of prompts and texts to have memory for; as many as fit if not given
         kv_cache: int8 keeps keys and values in 8 bits
-        drafts: guesses of the draft head at a time, for a greedy text alone (it stays the same); 3 on a GPU if the
-            folder has such a head, else 0
         max_queue: texts that may be made or wait; beyond it clients get 429 and are told when to try again
         max_body: most bytes of a request
         request_seconds: most seconds for a request
@@ -85,7 +82,6 @@ def serve(
             quantize=quantize,
             h_cycles=h_cycles,
             l_cycles=l_cycles,
-            drafts=drafts,
         )
         engine = model.engine(max_batch=max_batch, cache_tokens=cache_tokens, kv_cache=kv_cache)
         metrics = Metrics()

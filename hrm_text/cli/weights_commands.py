@@ -107,7 +107,6 @@ def generate(
     dtype: Literal["float32", "bfloat16"] = "float32",
     quantize: Literal["none", "int8"] = "none",
     kv_cache: Literal["auto", "int8"] = "auto",
-    drafts: int | None = None,
     batch_size: int = 128,
     json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -134,8 +133,6 @@ def generate(
         dtype: to compute in
         quantize: int8 keeps the weights of the blocks in 8 bits
         kv_cache: int8 keeps keys and values in 8 bits
-        drafts: guesses of the draft head at a time, for a greedy text alone (it stays the same); 3 on a GPU if the
-            folder has such a head, else 0
         batch_size: prompts answered together; each needs memory for its keys and values
         json: print one JSON object per prompt
     """
@@ -156,7 +153,6 @@ def generate(
         kv_cache=kv_cache,
         h_cycles=h_cycles,
         l_cycles=l_cycles,
-        drafts=drafts,
     )
     model.batch_size = batch_size
     condition = condition or model.default_condition

@@ -27,14 +27,12 @@ from hrm_text.data.tokenizer import (
 from hrm_text.files import whole_folder, write_json
 from hrm_text.model.checkpoint_files import find_checkpoint, load_state
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.draft import FILE as DRAFT_FILE
 from hrm_text.model.origin import model_tensors
 from hrm_text.model.weights import parse_dtype, write_weights
 
 FOLDER_FILES = {
     "README.md",
     "config.json",
-    DRAFT_FILE,  # goes with the weights whose choices it guesses
     "generation_config.json",
     "model.safetensors",
     "tokenizer.json",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.draft import DraftHead
 from hrm_text.model.recurrence import RecurrentLM
 
 
@@ -39,16 +38,6 @@ class Answering(Protocol):
     @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer: those of the model beyond are never chosen."""
-        ...
-
-    @property
-    def draft_head(self) -> DraftHead | None:
-        """What guesses, if it has such a head."""
-        ...
-
-    @property
-    def drafts(self) -> int:
-        """Guesses at a time; 0: none."""
         ...
 
     @property

@@ -12,15 +12,13 @@ from hrm_text.contracts import UserError
 from hrm_text.infer import memory
 from hrm_text.infer.answering import Answering
 from hrm_text.infer.cache import Pages
-from hrm_text.infer.drafting import make_drafting
-from hrm_text.infer.lane import Lane, check_cycles, with_cycles
-from hrm_text.infer.launch import Launch
+from hrm_text.infer.lane import Lane, with_cycles
 from hrm_text.infer.prefill import prefill
 from hrm_text.infer.requests import Cycles, Decode, FinishReason, KeyValues, Piece, Request, TokenScore
-from hrm_text.infer.sampling import RowState, Sampler
+from hrm_text.infer.sampling import Chosen, RowState, Sampler
 from hrm_text.infer.steps import make_recorded, make_step, prepare
 from hrm_text.infer.text import Text
-from hrm_text.infer.text_stream import TextStream
+from hrm_text.infer.text_stream import TextStream, token_text
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.paged import PagedKeyValues
 from hrm_text.model.plan import plan
@@ -46,10 +44,17 @@ class EngineStatus:
     preemptions_total: int
     """How often a text gave its memory to an older one, to be continued later."""
     steps_total: int
-    drafted_tokens_total: int
-    """Guesses of the draft head."""
-    accepted_tokens_total: int
-    """Of those, the right ones."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the device has been asked to choose, on its way to the host."""
+
+    texts: list[Text]
+    chosen: Chosen
+    ids_B: Tensor
+    """The token ids in the host's memory, once ``ready`` says so."""
+    ready: torch.cuda.Event | None
 
 
 class DecodingEngine:
@@ -98,11 +103,6 @@ class DecodingEngine:
         self.cache = PagedKeyValues.allocate(config, self.pages.num_pages, page_size, self.device, dtype)
         self.sampler = Sampler(model.vocab_size, self.device)
         self._recorded = make_recorded(model.module, self.cache, self.decode)
-        self._drafting = None
-        if model.draft_head is not None and model.drafts:
-            self._drafting = make_drafting(
-                model.module, model.draft_head, model.drafts, self.cache, model.vocab_size, self.decode
-            )
         self.cycles = Cycles(config.H_cycles, config.L_cycles)
         # On a GPU the host looks at a step's tokens while the next one runs; a CPU would only do work for nothing.
         self._most_pending = 1 if self.device.type == "cuda" else 0
@@ -114,7 +114,6 @@ class DecodingEngine:
         self._submitted = 0
         self._blocked_at: int | None = None
         self._prompt_tokens = self._cached_tokens = self._generated = self._preemptions = self._steps = 0
-        self._drafted = self._accepted = 0
 
     # ------------------------------------------------------------------------------------------------------ asking ---
 
@@ -141,9 +140,7 @@ class DecodingEngine:
         for token in (*ids, *request.sampling.logit_bias):
             if not 0 <= token < self.model.vocab_size:
                 raise UserError(f"token id {token} is not one of the tokenizer's {self.model.vocab_size:,}")
-        cycles = request.cycles or self.cycles
-        if cycles != self.cycles:
-            check_cycles(config, cycles)
+        cycles = self._checked(request.cycles)
         decode = self.model.prompt_format.decode
         text = Text(
             number=self._submitted,
@@ -181,14 +178,12 @@ class DecodingEngine:
             generated_tokens_total=self._generated,
             preemptions_total=self._preemptions,
             steps_total=self._steps,
-            drafted_tokens_total=self._drafted,
-            accepted_tokens_total=self._accepted,
         )
 
     # ----------------------------------------------------------------------------------------------------- working ---
 
     def step(self) -> list[Piece]:
-        """Take in who waits, make a token or more of every text, and tell what has become final since."""
+        """Take in who waits, make one more token of every text, and tell what has become final since."""
         self._admit()
         self._collect(self._most_pending)
         for lane in list(self._lanes.values()):
@@ -264,25 +259,17 @@ class DecodingEngine:
         hidden_BD = prefill(self.model.module, steps, self.cache, new, self._recorded)
         with torch.inference_mode():
             chosen = self.sampler.choose(self.model.module.lm_head(hidden_BD), [text.state for text in texts])
-        lane = self._lane(cycles)
         for text, token in zip(texts, chosen.token_ids.unbind(0), strict=True):
             text.length = text.total
             self._remember(text)
-            self._join(text, lane, token)
-        if self._drafting is not None and cycles == self.cycles and len(lane) == 1:
-            self._drafting.begin(hidden_BD)
-        self._launched(Launch.of_step(texts, chosen))
+            self._join(text, self._lane(cycles), token)
+        self._launched(texts, chosen)
 
     def _join(self, text: Text, lane: Lane, token: Tensor | int) -> None:
         text.lane, text.row = lane, lane.join(token, text.length, text.pages)
 
     def _decode(self, lane: Lane) -> None:
-        """One more token of every row; of one that can have guesses, as many as are right and one more."""
-        texts = self._texts_of(lane)
-        if len(texts) == 1 and self._draft(texts[0], lane):
-            return
-        if any(launch.drafted and launch.texts[0].lane is lane for launch in self._pending):
-            self._collect(0)  # how long the text is the host must know, to see to its pages
+        """One more token of every row."""
         for text in self._texts_of(lane):
             if text.lane is lane and text.length == len(text.pages) * self.pages.page_size:
                 self._grow(text)
@@ -294,30 +281,7 @@ class DecodingEngine:
         for text in texts:
             text.length += 1
         self._steps += 1
-        self._launched(Launch.of_step(texts, chosen))
-
-    def _draft(self, text: Text, lane: Lane) -> bool:
-        """Launch a pass with guesses of a text that is alone; False: it is not one for that, or there is no room."""
-        drafting, state = self._drafting, text.state
-        if drafting is None or text.cycles != self.cycles or not state.plain or state.sampling.logprobs is not None:
-            return False
-        # Passes under way count for one token each in its length, and may turn out to have made all they guessed.
-        pending = sum(launch.drafted and launch.texts[0] is text for launch in self._pending)
-        most = text.length + pending * drafting.guesses + drafting.guesses + 1
-        lacking = self.pages.needed(most) - len(text.pages)
-        if most > self.model.config.max_position_embeddings:
-            return False
-        if lacking > 0:
-            if lacking > self.pages.num_obtainable:
-                return False
-            text.pages += self.pages.take(lacking) or ()
-            lane.give(text.row, text.pages)
-        told = drafting(lane.rows, len(text.pages))
-        lane.gain(text.row, 1)
-        text.length += 1
-        self._steps += 1
-        self._launched(Launch.of_drafts(text, told))
-        return True
+        self._launched(texts, chosen)
 
     def _texts_of(self, lane: Lane) -> list[Text]:
         """In the order of the rows."""
@@ -344,11 +308,17 @@ class DecodingEngine:
         self._waiting.appendleft(text)
         self._preemptions += 1
 
-    def _launched(self, launch: Launch) -> None:
-        """Keep what is under way; texts that are complete with it leave the batch."""
-        self._pending.append(launch)
-        for text in launch.texts:
-            text.launched += 1  # with guesses it may be more
+    def _launched(self, texts: list[Text], chosen: Chosen) -> None:
+        """Send what was chosen to the host; texts that are complete with it leave the batch."""
+        ready = None
+        ids_B = chosen.token_ids
+        if ids_B.is_cuda:
+            ids_B = ids_B.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._pending.append(Launch(texts, chosen, ids_B, ready))
+        for text in texts:
+            text.launched += 1
             if text.launched == text.most_tokens:
                 self._leave(text)
 
@@ -370,44 +340,40 @@ class DecodingEngine:
             self._look_at(self._pending.popleft())
 
     def _look_at(self, launch: Launch) -> None:
-        tokens = launch.tokens()
-        scores = launch.scores(self.model.prompt_format.decode)
-        for index, (text, made) in enumerate(zip(launch.texts, tokens, strict=True)):
+        if launch.ready is not None:
+            launch.ready.synchronize()
+        scores = self._scores(launch)
+        for index, (text, token) in enumerate(zip(launch.texts, launch.ids_B.tolist(), strict=True)):
             if text.finish_reason is not None:
                 continue  # chosen before the host knew that the text had ended
-            if launch.drafted:
-                self._gain(text, len(made) - 1)
-            self._hear(text, made, scores.get(index, ()))
-
-    def _gain(self, text: Text, right: int) -> None:
-        """So many guesses of a pass were right."""
-        assert self._drafting is not None
-        self._drafted += self._drafting.guesses
-        self._accepted += right
-        text.length += right
-        text.launched += right
-        if text.lane is not None:
-            text.lane.gain(text.row, right)
-            if text.launched >= text.most_tokens:  # with what is still under way
-                self._leave(text)
-
-    def _hear(self, text: Text, tokens: list[int], scores: tuple[TokenScore, ...]) -> None:
-        """New tokens of a text, up to its end."""
-        final = ""
-        for token in tokens:
             text.num_tokens += 1
             self._generated += 1
             if token == self.model.prompt_format.eoa_id:
-                return self._finish(text, "stop", final)
+                self._finish(text, "stop")
+                continue
             text.made.append(token)
-            final += text.stream.add([token])
+            final = text.stream.add([token])
             if text.stream.stopped:
-                return self._finish(text, "stop", final, scores)
-            if len(text.made) == text.most_tokens:
-                return self._finish(text, "length", final, scores)
-        if final or scores:
-            self._tell(text, final, scores)
-        return None
+                self._finish(text, "stop", final, scores.get(index, ()))
+            elif len(text.made) == text.most_tokens:
+                self._finish(text, "length", final, scores.get(index, ()))
+            elif final or index in scores:
+                self._tell(text, final, scores.get(index, ()))
+
+    def _scores(self, launch: Launch) -> dict[int, tuple[TokenScore, ...]]:
+        """The log-probabilities of the rows that want them."""
+        decode = self.model.prompt_format.decode
+        return {
+            row: (
+                TokenScore(
+                    token_id,
+                    token_text(decode, token_id),
+                    logprob,
+                    tuple((other, token_text(decode, other), value) for other, value in top),
+                ),
+            )
+            for row, token_id, logprob, top in launch.chosen.scores()
+        }
 
     def _finish(self, text: Text, reason: FinishReason, final: str = "", scores: tuple[TokenScore, ...] = ()) -> None:
         """Free all that a text has, and tell its end."""
@@ -432,6 +398,23 @@ class DecodingEngine:
             self.pages.remember(entry)
 
     # ---------------------------------------------------------------------------------------------------- the dial ---
+
+    def _checked(self, cycles: Cycles | None) -> Cycles:
+        """The cycles of a request, for which the cache must have slots."""
+        if cycles is None or cycles == self.cycles:
+            return self.cycles
+        config = self.model.config
+        if not config.H_cycles:
+            raise UserError(f"h_cycles and l_cycles mean nothing to architecture {config.architecture!r}")
+        if cycles.h_cycles < 1 or cycles.l_cycles < 1:
+            raise UserError(f"h_cycles and l_cycles must be at least 1, found {cycles.h_cycles} and {cycles.l_cycles}")
+        calls, most = cycles.h_cycles * (cycles.l_cycles + 1), config.num_calls
+        if calls > most:
+            raise UserError(
+                f"h_cycles {cycles.h_cycles} and l_cycles {cycles.l_cycles} make {calls} module calls, and the cache "
+                f"has slots for {most}: load the model with as many cycles as the largest request has"
+            )
+        return cycles
 
     def _config(self, cycles: Cycles) -> ModelConfig:
         if cycles == self.cycles:

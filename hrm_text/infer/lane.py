@@ -9,8 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hrm_text.contracts import UserError
-from hrm_text.infer.requests import Cycles
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.paged import PagedDecoding, PagedKeyValues
 from hrm_text.model.plan import plan
@@ -117,25 +115,7 @@ class Lane:
         self.rows.lengths[:taken] += 1
         self._lengths = [length + 1 for length in self._lengths]
 
-    def gain(self, row: int, count: int) -> None:
-        """So many tokens more of a row's text are in the cache; the device knows them already."""
-        self._lengths[row] += count
-
 
 def with_cycles(config: ModelConfig, h_cycles: int, l_cycles: int) -> ModelConfig:
     """The configuration with another recurrence, and its own number of calls with gradient."""
     return dataclasses.replace(config, H_cycles=h_cycles, L_cycles=l_cycles, bp_steps=0)
-
-
-def check_cycles(config: ModelConfig, cycles: Cycles) -> None:
-    """See that a model has such cycles, and its cache slots for them; UserError if not."""
-    if not config.H_cycles:
-        raise UserError(f"h_cycles and l_cycles mean nothing to architecture {config.architecture!r}")
-    if cycles.h_cycles < 1 or cycles.l_cycles < 1:
-        raise UserError(f"h_cycles and l_cycles must be at least 1, found {cycles.h_cycles} and {cycles.l_cycles}")
-    calls, most = cycles.h_cycles * (cycles.l_cycles + 1), config.num_calls
-    if calls > most:
-        raise UserError(
-            f"h_cycles {cycles.h_cycles} and l_cycles {cycles.l_cycles} make {calls} module calls, and the cache "
-            f"has slots for {most}: load the model with as many cycles as the largest request has"
-        )

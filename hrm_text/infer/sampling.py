@@ -55,11 +55,6 @@ class RowState:
         """Whether tokens that are there already count for less."""
         return self.sampling.repetition_penalty != 1
 
-    @property
-    def plain(self) -> bool:
-        """Whether the likeliest token is taken as the model has it."""
-        return self.greedy and not self.penalised and not len(self.bias)
-
     def draw(self) -> float:
         """The next number of its random stream, from 0 to below 1."""
         assert self._stream is not None, "a greedy row draws nothing"
@@ -127,7 +122,7 @@ class Sampler:
         if self._batch.rows != (rows := tuple(rows)):
             self._batch = _Batch(rows, self.vocab_size, self.device)
         batch = self._batch
-        token_ids_B = argmax(logits_BV) if batch.plain else logits_BV.new_empty(len(rows), dtype=torch.long)
+        token_ids_B = _argmax(logits_BV) if batch.plain else logits_BV.new_empty(len(rows), dtype=torch.long)
         for group in batch.groups:
             token_ids_R = group.choose(logits_BV)
             if group.places is None:
@@ -156,12 +151,15 @@ class _Batch:
             portions = [members[start : start + most] for start in range(0, len(members), most)]
             return [kind(portion, len(portion) == len(rows), vocab_size, device) for portion in portions]
 
+        def plain(row: RowState) -> bool:
+            return row.greedy and not row.penalised and not len(row.bias)
+
         def cut(row: RowState) -> bool:
             return 0 < row.sampling.top_k < vocab_size or row.sampling.top_p < 1
 
-        self.plain = any(row.plain for row in rows)
+        self.plain = any(plain(row) for row in rows)
         self.groups = [
-            *parts(_Group, lambda row: row.greedy and not row.plain),
+            *parts(_Group, lambda row: row.greedy and not plain(row)),
             *parts(_Group, lambda row: not row.greedy and not cut(row)),
             *parts(_Group, lambda row: not row.greedy and cut(row)),
         ]
@@ -252,7 +250,7 @@ class _Group(_Part):
             less_PV = torch.where(x_PV > 0, x_PV / self.penalty_P1, x_PV * self.penalty_P1)
             x_RV[self.penalised] = torch.where(self.seen_PV, less_PV, x_PV)
         _tame(x_RV)
-        token_ids_R = argmax(x_RV) if self.greedy else self._draw(x_RV)
+        token_ids_R = _argmax(x_RV) if self.greedy else self._draw(x_RV)
         if self.seen_PV is not None:
             self.seen_PV.scatter_(1, token_ids_R[self.penalised, None], True)
         return token_ids_R
@@ -325,7 +323,7 @@ def _invert(sum_RK: Tensor, total_R1: Tensor, uniform_R1: Tensor) -> Tensor:
     return torch.searchsorted(sum_RK, (uniform_R1 * total_R1).long(), right=True)
 
 
-def argmax(x_BV: Tensor) -> Tensor:
+def _argmax(x_BV: Tensor) -> Tensor:
     """The lowest of the ids with the largest logit; NaN is the largest."""
     if x_BV.device.type == "cpu":  # of 64 rows 1.9 ms, where torch.argmax takes 10 (bf16: 7 for 37)
         return torch.from_numpy(x_BV.float().numpy(force=True).argmax(-1))

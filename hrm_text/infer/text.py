@@ -28,9 +28,9 @@ class Text:
     made: list[int] = field(default_factory=list)
     """New tokens that the host has seen, the end token left out."""
     launched: int = 0
-    """New tokens that the device has chosen, or is about to: so many at least, while it checks guesses."""
+    """New tokens that the device has chosen, or is about to."""
     length: int = 0
-    """Tokens whose keys and values are in the cache, or about to be: so many at least, while it checks guesses."""
+    """Tokens whose keys and values are in the cache, or about to be."""
     pages: list[int] = field(default_factory=list)
     lane: Lane | None = None
     row: int = -1

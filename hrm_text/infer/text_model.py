@@ -19,8 +19,6 @@ from hrm_text.infer.lane import with_cycles
 from hrm_text.infer.requests import KeyValues, Piece, Request, Sampling, Turn
 from hrm_text.model.checkpoint_files import find_checkpoint, load_state, step_folders
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.draft import FILE as DRAFT_FILE
-from hrm_text.model.draft import DraftHead, load_head
 from hrm_text.model.origin import model_tensors
 from hrm_text.model.quantized import quantize_weights
 from hrm_text.model.recurrence import RecurrentLM
@@ -28,11 +26,6 @@ from hrm_text.model.weights import empty, parse_dtype, read_model
 
 Quantize = Literal["none", "int8"]
 """How the weights of the blocks are kept."""
-
-DRAFTS = 3
-"""Guesses at a time: with the newest token four rows, the most that the kernels for few rows take."""
-
-MOST_DRAFTS = 7
 
 
 class TextModel:
@@ -45,31 +38,12 @@ class TextModel:
         batch_size: int = 128,
         default_condition: str = "direct",
         kv_cache: KeyValues = "auto",
-        draft_head: DraftHead | None = None,
-        drafts: int | None = None,
     ) -> None:
-        """``drafts``: guesses of the head at a time, while a greedy text is alone; None: as many as help.
-
-        Raises:
-            UserError: a number out of range, or guesses without a head.
-        """
         self.module = module.eval()
         self.prompt_format = prompt_format
         self.batch_size = batch_size
         self.default_condition = default_condition
         self.kv_cache = kv_cache
-        self.draft_head = draft_head
-        if drafts is None:
-            # A CPU computes rows one after the other, so that guesses would save nothing there.
-            drafts = DRAFTS if draft_head is not None and module.lm_head.weight.is_cuda else 0
-        if not 0 <= drafts <= MOST_DRAFTS:
-            raise UserError(f"drafts must be from 0 to {MOST_DRAFTS}, found {drafts}")
-        if drafts and draft_head is None:
-            raise UserError(
-                f"drafts: {drafts} guesses at a time need a draft head, and this model has none; "
-                "train one (hrm-text draft WEIGHTS_DIR SAMPLED_DIR), or ask for 0"
-            )
-        self.drafts = drafts
         self._engine: DecodingEngine | None = None
 
     @property
@@ -193,7 +167,6 @@ def load(
     kv_cache: KeyValues = "auto",
     h_cycles: int | None = None,
     l_cycles: int | None = None,
-    drafts: int | None = None,
 ) -> TextModel:
     """The model in a folder, with its tokenizer.
 
@@ -208,8 +181,6 @@ def load(
         kv_cache: of ``generate``: auto keeps keys and values in ``dtype``, int8 with a scale for each token and head.
         h_cycles: rounds of the recurrence (hrm, trm); None: as many as in training.
         l_cycles: fast calls in each of them; None: as many as in training.
-        drafts: guesses of the folder's draft head that a pass checks while one greedy text is alone; the text is the
-            same without. None: 3 on a GPU if there is such a head, else 0.
     """
     folder, element = Path(folder), parse_dtype(dtype)
     given = None if tokenizer is None else Path(tokenizer)
@@ -233,15 +204,9 @@ def load(
             raise UserError(f"quantize: unknown {quantize!r}; choose from none, int8")
     if h_cycles is not None or l_cycles is not None:
         set_cycles(module, h_cycles, l_cycles)
-    head = None
-    place_of_weights = module.lm_head.weight.device
-    if drafts or (drafts is None and place_of_weights.type == "cuda" and (folder / DRAFT_FILE).is_file()):
-        head = load_head(folder, module.config, place_of_weights, element)
     place = given or folder
     prompt_format = PromptFormat(load_tokenizer(place), tokenizer_info(place))
-    return TextModel(
-        module, prompt_format, default_condition=condition, kv_cache=kv_cache, draft_head=head, drafts=drafts
-    )
+    return TextModel(module, prompt_format, default_condition=condition, kv_cache=kv_cache)
 
 
 def set_cycles(module: RecurrentLM, h_cycles: int | None, l_cycles: int | None) -> None:

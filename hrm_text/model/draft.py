@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from hrm_text.contracts import UserError
-from hrm_text.files import whole_file
 from hrm_text.model.block import SwiGLU, rms_norm
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.tensorfile import load_tensors, save_tensors
@@ -21,7 +20,7 @@ from hrm_text.model.tensorfile import load_tensors, save_tensors
 FILE = "draft.safetensors"
 """Its name in a weights folder."""
 
-# T tokens, D width; R rows of a text: its newest token and the guesses behind it
+# T tokens, D width
 
 
 class DraftHead(nn.Module):
@@ -49,33 +48,9 @@ class DraftHead(nn.Module):
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
 
 
-def accept(
-    chosen_R: Tensor, ids_R: Tensor, hidden_RD: Tensor, newest_1: Tensor, length_1: Tensor, state_1D: Tensor
-) -> Tensor:
-    """The longest run of right guesses, and one token more, are the text's: what the model chose in their places.
-
-    Args:
-        chosen_R: what the model chooses behind each row.
-        ids_R: the rows: the newest token and the guesses.
-        hidden_RD: the model's final states.
-        newest_1: becomes the last token that is the text's.
-        length_1: tokens in the cache; grows by the rows that were the text's.
-        state_1D: becomes what chose the newest token.
-
-    Returns:
-        LongTensor [R + 1]: what was chosen, and how many of these are the text's.
-    """
-    right = int((chosen_R[:-1] == ids_R[1:]).long().cumprod(0).sum())
-    newest_1[0] = chosen_R[right]
-    length_1 += right + 1
-    state_1D[0] = hidden_RD[right]
-    return torch.cat([chosen_R, chosen_R.new_tensor([right + 1])])
-
-
 def save_head(head: DraftHead, folder: Path) -> None:
-    """Write the head beside a model's weights, whole or not at all."""
-    with whole_file(folder / FILE) as beside:
-        save_tensors(beside, {name: weight.detach() for name, weight in head.state_dict().items()})
+    """Write the head beside a model's weights."""
+    save_tensors(folder / FILE, {name: weight.detach() for name, weight in head.state_dict().items()})
 
 
 def load_head(folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> DraftHead:
@@ -86,17 +61,12 @@ def load_head(folder: Path, config: ModelConfig, device: torch.device, dtype: to
     """
     path = folder / FILE
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no {FILE}: this model has no draft head; train one: hrm-text draft {folder} SAMPLED_DIR"
-        )
+        raise UserError(f"{folder} has no {FILE}: this model has no draft head; train one")
     with torch.device("meta"):
         head = DraftHead(config)
     tensors = load_tensors(path)
     expected = {name: weight.shape for name, weight in head.state_dict().items()}
     if {name: weight.shape for name, weight in tensors.items()} != expected:
-        raise UserError(
-            f"{path}: the head belongs to a model of another size; train one for this model: "
-            f"hrm-text draft {folder} SAMPLED_DIR"
-        )
+        raise UserError(f"{path}: the head belongs to a model of another size; train one for this model")
     head.load_state_dict({name: weight.to(device, dtype) for name, weight in tensors.items()}, assign=True)
     return head.requires_grad_(False)

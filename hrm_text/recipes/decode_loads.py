@@ -14,7 +14,6 @@ from hrm_text.contracts import UserError
 from hrm_text.infer.engine import DecodingEngine
 from hrm_text.infer.requests import Request, Sampling, Turn
 from hrm_text.model.config import ModelConfig
-from hrm_text.model.draft import DraftHead
 from hrm_text.model.recurrence import RecurrentLM
 
 RESPONSES = (16, 2000)
@@ -40,8 +39,6 @@ class RandomModel:
 
     module: RecurrentLM
     prompt_format: RandomText
-    draft_head: DraftHead | None = None
-    drafts: int = 0
 
     @property
     def config(self) -> ModelConfig:

@@ -80,8 +80,7 @@ def guesses_of(model: RecurrentLM, head: DraftHead, examples: DraftExamples) -> 
     for guess in range(examples.tokens_SG.shape[1]):
         alive = examples.choices_SG[rows, guess] != IGNORE_INDEX
         rows, states = rows[alive], states[alive]
-        embeddings = model.model.embed_tokens(examples.tokens_SG[rows, guess])
-        states = head(states.to(head.enter.weight.dtype), embeddings.to(head.enter.weight.dtype))
+        states = head(states, model.model.embed_tokens(examples.tokens_SG[rows, guess]))
         yield rows, F.linear(states, model.lm_head.weight.to(states.dtype)).float(), examples.choices_SG[rows, guess]
 
 

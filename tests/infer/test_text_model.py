@@ -17,7 +17,6 @@ from hrm_text.infer.sampling import Chosen, RowState
 from hrm_text.infer.text_model import TextModel, load
 from hrm_text.model.checkpoint_files import DTYPES, FORMAT
 from hrm_text.model.config import preset
-from hrm_text.model.draft import DraftHead, save_head
 from hrm_text.model.recurrence import build
 from hrm_text.model.tensorfile import save_tensors
 from hrm_text.model.weights import write_weights
@@ -199,26 +198,6 @@ def test_a_weights_folder_with_its_tokenizer_answers(tokenizer_dir: Path, tmp_pa
     assert load(str(tmp_path)).generate(PROMPTS, max_new_tokens=8) == model.generate(PROMPTS, max_new_tokens=8)
     with pytest.raises(UserError, match="unknown dtype 'half'"):
         load(tmp_path, dtype="half")
-
-
-def test_a_draft_head_lies_beside_the_weights(tokenizer_dir: Path, tmp_path: Path) -> None:
-    model = make(tokenizer_dir, seed=2)
-    write_weights(tmp_path, model.config, model.module.state_dict(), torch.float32, {})
-    (tmp_path / "tokenizer.json").write_bytes((tokenizer_dir / "tokenizer.json").read_bytes())
-    with pytest.raises(UserError, match=r"has no draft\.safetensors.*hrm-text draft"):
-        load(tmp_path, drafts=2)
-    head = DraftHead(model.config)
-    head.initialise(0)
-    save_head(head, tmp_path)
-    assert load(tmp_path).drafts == load(tmp_path, drafts=0).drafts == 0, "a CPU gains nothing by guesses"
-    guessing = load(tmp_path, drafts=2, dtype="bfloat16", quantize="int8", kv_cache="int8")
-    assert guessing.draft_head is not None and guessing.draft_head.enter.weight.dtype == torch.bfloat16
-    assert len(guessing.generate(PROMPTS[:1], max_new_tokens=8)) == 1
-    assert guessing._engine is not None and guessing._engine.status.drafted_tokens_total > 0
-    with pytest.raises(UserError, match="drafts must be from 0 to 7, found 8"):
-        load(tmp_path, drafts=8)
-    with pytest.raises(UserError, match="2 guesses at a time need a draft head"):
-        TextModel(model.module, model.prompt_format, drafts=2)
 
 
 def write_checkpoint(folder: Path, model: TextModel, tokenizer: Path) -> None:

@@ -22,8 +22,6 @@ _COUNTERS = {
     "cached_prompt_tokens": "Of them, those whose keys and values were there from an earlier request",
     "preemptions": "Texts that gave way to others for want of room in the cache, and were taken up again",
     "steps": "Decoding steps",
-    "drafted_tokens": "Guesses of the draft head",
-    "accepted_tokens": "Of them, those that were right",
 }
 """What the engine counts itself (EngineStatus)."""
 

@@ -1,11 +1,13 @@
 """A draft head and the acceptance of its guesses as a handful of kernels: nothing waits for the host.
 
-The definitions are ``draft.DraftHead`` and ``draft.accept``.
+The definition of the head is ``draft.DraftHead``; that of acceptance is ``accept_plain``.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,41 +22,78 @@ from hrm_text.model.recurrence import RecurrentLM
 # R rows of a text (its newest token and the guesses behind it), D width, V vocabulary
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a text is, on the device; every pass changes it in place."""
+
+    ids_R: Tensor
+    """LongTensor: the newest token and the guesses."""
+    positions_R: Tensor
+    """LongTensor: the number of tokens in the cache, and on from there."""
+    answer: Tensor
+    """LongTensor: all tokens chosen so far, and room for R more behind them."""
+    news: Tensor
+    """IntTensor [2]: how many they are; how many up to the end token, itself included, or 0."""
+    accepted_R: Tensor
+    """IntTensor: how often so many guesses were right."""
+
+
 @triton.jit
 def _accept(
-    chosen, ids, hidden, newest, length, state, told, R: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+    chosen, hidden, ids, positions, answer, news, accepted, state, end,
+    R: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program."""
+    """One program. state [D] becomes the row of ``hidden`` [R, D] that chose the newest token."""
     right = 0
     alive = 1
     for i in tl.static_range(R - 1):
         alive = alive * (tl.load(chosen + i) == tl.load(ids + i + 1)).to(tl.int32)
         right += alive
+    count = tl.load(news)
+    ended = tl.load(news + 1)
     for i in tl.static_range(R):
-        tl.store(told + i, tl.load(chosen + i))
-    tl.store(told + R, right + 1)
-    newest_id = tl.load(chosen + right)
-    new_length = tl.load(length) + right + 1
+        token = tl.load(chosen + i)
+        tl.store(answer + count + i, token)  # what is beyond the right ones will be written over
+        ended = tl.where((i <= right) & (ended == 0) & (token == end), count + i + 1, ended)
+    newest = tl.load(chosen + right)
+    first = tl.load(positions) + right + 1
+    times = tl.load(accepted + right) + 1
     d = tl.arange(0, BLOCK_D)
     state_D = tl.load(hidden + right * D + d, mask=d < D, other=0.0)
     tl.debug_barrier()  # every thread has read what is written now
-    tl.store(newest, newest_id)
-    tl.store(length, new_length)
+    tl.store(news, count + right + 1)
+    tl.store(news + 1, ended)
+    tl.store(accepted + right, times)
     tl.store(state + d, state_D, mask=d < D)
+    tl.store(ids, newest)
+    for i in tl.static_range(R):
+        tl.store(positions + i, first + i)
 
 
-def accept(
-    chosen_R: Tensor, ids_R: Tensor, hidden_RD: Tensor, newest_1: Tensor, length_1: Tensor, state_1D: Tensor
-) -> Tensor:
-    """``draft.accept`` in one kernel, and the host does not learn how many were right."""
-    rows, width = hidden_RD.shape
-    assert all(x.is_contiguous() for x in (chosen_R, ids_R, hidden_RD, state_1D))
-    told = chosen_R.new_empty(rows + 1)
+def accept(chosen_R: Tensor, hidden_RD: Tensor, progress: Progress, state_1D: Tensor, end: int) -> None:
+    """The longest run of right guesses and one token more are the text's; state is what chose the last of them."""
+    width = hidden_RD.shape[1]
+    assert chosen_R.is_contiguous() and hidden_RD.is_contiguous()
     _accept[(1,)](
-        chosen_R, ids_R, hidden_RD, newest_1, length_1, state_1D, told,
-        R=rows, D=width, BLOCK_D=triton.next_power_of_2(width),
+        chosen_R, hidden_RD, progress.ids_R, progress.positions_R, progress.answer, progress.news, progress.accepted_R,
+        state_1D, end, R=len(chosen_R), D=width, BLOCK_D=triton.next_power_of_2(width),
     )  # fmt: skip
-    return told
+
+
+def accept_plain(chosen_R: Tensor, hidden_RD: Tensor, progress: Progress, state_1D: Tensor, end: int) -> None:
+    """The definition of ``accept``."""
+    rows = len(chosen_R)
+    right = int((chosen_R[:-1] == progress.ids_R[1:]).long().cumprod(0).sum())
+    count, ended = progress.news.tolist()
+    progress.answer[count : count + rows] = chosen_R
+    here = (chosen_R[: right + 1] == end).nonzero()
+    if not ended and len(here):
+        progress.news[1] = count + int(here[0]) + 1
+    progress.news[0] = count + right + 1
+    progress.accepted_R[right] += 1
+    state_1D[0] = hidden_RD[right]
+    progress.ids_R[0] = chosen_R[right]
+    progress.positions_R.add_(right + 1)
 
 
 class DraftStep:

@@ -40,8 +40,6 @@ class Status:
     cached_prompt_tokens_total: int = 0
     preemptions_total: int = 0
     steps_total: int = 0
-    drafted_tokens_total: int = 0
-    accepted_tokens_total: int = 0
 
 
 @dataclass

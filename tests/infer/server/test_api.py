@@ -219,5 +219,4 @@ def test_metrics_of_two_servers_are_their_own(tokenizer_dir: Path, server: Runni
     assert 'hrm_text_requests_total{endpoint="/v1/completions",status="200"} 1.0' in text
     assert 'hrm_text_requests_total{endpoint="other",status="404"} 1.0' in text
     assert "hrm_text_first_token_seconds_count 1.0" in text and "hrm_text_token_seconds_count 2.0" in text
-    assert "hrm_text_drafted_tokens_total 0.0" in text and "hrm_text_accepted_tokens_total 0.0" in text
     assert "hrm_text_steps_total 3.0" in text and f"hrm_text_cache_tokens {float(CONTEXT)}" in text
