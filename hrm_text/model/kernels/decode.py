@@ -73,6 +73,8 @@ class Attend:
     """Programs that share the tokens of a text and head, at most; a power of 2."""
     least: int
     """Cached tokens that are worth one program more."""
+    stages: int
+    """Depth of the software pipeline: one tile less is read before the wait for the kernel in front."""
 
 
 Product = Literal["gqkv", "o", "gate_up", "down"]
@@ -108,8 +110,8 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
 """Sizes for the weights of one block of an XL."""
 
 ATTENTION: dict[int, Attend] = {
-    2: Attend(16, 1, 32, 16), 4: Attend(8, 1, 32, 8), 16: Attend(8, 1, 8, 8),
-    32: Attend(16, 2, 2, 16), 256: Attend(16, 2, 1, 16),
+    2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 16: Attend(8, 1, 8, 8, 3),
+    32: Attend(16, 2, 4, 128, 3), 256: Attend(16, 2, 4, 384, 3),
 }  # fmt: skip
 """Most texts -> sizes; there are N programs for each text and split."""
 
@@ -250,13 +252,9 @@ def attend(
     sizes: Attend,
     arrivals: Arrivals,
     *,
-    group: int = 1,
     pdl: bool = False,
 ) -> None:
-    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z.
-
-    group: how many rows at a time are consecutive tokens of one text.
-    """
+    """Write a block's new keys and values to their pages, and sigmoid(gate) * attention to z."""
     _, _, heads, page, width = cache.keys.shape
     batch = len(gqkv_BX)
     keys, values = cache.keys[slot], cache.values[slot]
@@ -268,7 +266,7 @@ def attend(
     decode_attention[(heads, batch, sizes.splits)](
         gqkv_BX, keys, values, *scales, table_BM, positions_B, *rotary, z_BA, parts, summaries, arrivals.counts,
         math.log2(math.e) / math.sqrt(width), table_BM.stride(0), heads, width, page, sizes.tile, sizes.splits,
-        group, triton.next_power_of_2(max(group - 1, 1)), sizes.least, cache.key_scales is not None, pdl,
+        sizes.least, sizes.stages, cache.key_scales is not None, pdl,
         **options(sizes.warps, pdl),
     )  # fmt: skip
 
@@ -318,22 +316,16 @@ class DecodeStep:
         cache: PagedKeyValues,
         table_BM: Tensor,
         config: ModelConfig | None = None,
-        group: int = 1,
     ) -> Tensor:
         """The final state [B, D] of one new token of each text, whose keys and values enter the cache.
 
         positions_B: how many tokens of each text are in the cache already, which is the new one's position. table_BM:
         the pages of each text. config: the model's, or one that differs in its cycles. A row that holds no text has
         position 0 and a table of zeros: it writes to page 0, which no text may own.
-
-        group: so many rows at a time are consecutive tokens of one text, the first of them at ``positions_B``'s number
-        of tokens in the cache, each with the text's pages. What lies in the cache beyond a text's length is never read,
-        so tokens that turn out to be wrong need no more than the length they had before.
         """
         config = config or self.config
         batch, width = len(ids_B), config.hidden_size
         assert batch <= self.max_batch and all(x.is_contiguous() for x in (ids_B, positions_B, table_BM))
-        assert batch % group == 0
         sizes = self.settings(batch)
         x_BD, z_H_BD, z_L_BD = (self._empty(batch, width) for _ in range(3))
         states = {"z_H": z_H_BD, "z_L": z_L_BD}
@@ -360,7 +352,7 @@ class DecodeStep:
                     place = Place(cache, slot, table_BM, positions_B, self.rotary)
                     decode_block(
                         x_BD, scratch.after_down if layer else scratch.entered, weights, place, sizes, scratch,
-                        config.norm_eps, group=group, pdl=self.pdl,
+                        config.norm_eps, pdl=self.pdl,
                     )  # fmt: skip
                 last = index == len(steps) - 1
                 reads = (step.writes,) if last else steps[index + 1].reads
@@ -414,14 +406,13 @@ def decode_block(
     scratch: Scratch,
     eps: float,
     *,
-    group: int = 1,
     pdl: bool,
 ) -> None:
     """``block.Block`` in five kernels; x, whose squares are given, becomes its output."""
     gqkv, o, gate_up, down = weights
     arrivals, after_o = scratch.arrivals, scratch.after_o
     multiply(x_BD, gqkv, scratch.gqkv, sizes.gqkv, arrivals, eps=eps, squares=squares, pdl=pdl)
-    attend(scratch.gqkv, scratch.z, *place, sizes.attention, arrivals, group=group, pdl=pdl)
+    attend(scratch.gqkv, scratch.z, *place, sizes.attention, arrivals, pdl=pdl)
     multiply(scratch.z, o, x_BD, sizes.o, arrivals, residual=True, squares=after_o, pdl=pdl)
     multiply(x_BD, gate_up, scratch.h, sizes.gate_up, arrivals, eps=eps, pair=True, squares=after_o, pdl=pdl)
     multiply(scratch.h, down, x_BD, sizes.down, arrivals, residual=True, squares=scratch.after_down, pdl=pdl)

@@ -4,10 +4,10 @@ A program owns one head of one text and its share of the tiles: the longer a tex
 read on the CUDA cores: with one query for each head there is nothing to share. Each row of a tile keeps an online
 softmax of its own, so that the loop needs no exchange between threads but for the products themselves; rows, and then
 splits, are brought together at the end, in a fixed order. The newest token never passes through memory: the program
-that writes it to the cache adds it at the end.
+that writes it to the cache begins its first row with it.
 
-Several rows may be consecutive tokens of one text, a group. The cache then counts up to the group's first token: what
-the rows before one's own bring is written by other programs of the same launch, so it is computed once more instead.
+What lies in the cache depends on no kernel of the same step, so its first tiles are read before the wait for the kernel
+that makes the query: the wait is in the first turn of the loop, behind the loads that the pipeline sends ahead.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits, E earlier rows
+# B texts, N heads, H head width, M pages a text at most, P tokens a page, C tokens of a tile, S splits
 
 ROUND = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and taking it away rounds an fp32 number below 2^22 to the nearest integer, halves to the even."""
@@ -46,6 +46,23 @@ def _read_tile(
 
 
 @triton.jit
+def _attended(
+    q_H, k_CH, v_CH, key_scale_C, value_scale_C, tile, past, maximum_C, total_C, acc_CH, TILE: tl.constexpr
+):  # fmt: skip
+    """The online softmax of each row of a tile, one token further."""
+    inside_C = tile * TILE + tl.arange(0, TILE) < past
+    score_C = tl.sum(k_CH.to(tl.float32) * q_H[None, :], 1) * key_scale_C
+    score_C = tl.where(inside_C, score_C, -1e30)
+    higher_C = tl.maximum(maximum_C, score_C)
+    shrink_C = tl.exp2(maximum_C - higher_C)
+    p_C = tl.where(inside_C, tl.exp2(score_C - higher_C), 0.0)
+    total_C = total_C * shrink_C + p_C
+    p_C *= value_scale_C
+    acc_CH = acc_CH * shrink_C[:, None] + p_C[:, None] * v_CH.to(tl.float32)
+    return higher_C, total_C, acc_CH
+
+
+@triton.jit
 def _rotated(own_H, partner_H, cos_H, sin_H):
     """A head turned by its token's angles, rounded to the dtype it came in.
 
@@ -70,16 +87,6 @@ def _stored(store, scales, place, h_H, x_H, HEAD_DIM: tl.constexpr, QUANTIZED: t
     return kept_H.to(tl.float32)
 
 
-@triton.jit
-def _as_read(x_EH, dtype: tl.constexpr, QUANTIZED: tl.constexpr):
-    """Vectors as ``_stored`` returns them, without writing any."""
-    if QUANTIZED:
-        scale_E = tl.div_rn(tl.maximum(tl.max(tl.abs(x_EH), 1), 1e-12), 127.0)
-        whole_EH = (tl.div_rn(x_EH, tl.zeros_like(x_EH) + scale_E[:, None]) + ROUND) - ROUND
-        return whole_EH * scale_E[:, None]
-    return x_EH.to(dtype).to(tl.float32)
-
-
 @triton.jit(do_not_specialize=["pages_each"])
 def decode_attention(
     gqkv,
@@ -102,9 +109,8 @@ def decode_attention(
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
     SPLITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    EARLIER: tl.constexpr,
     LEAST: tl.constexpr,
+    STAGES: tl.constexpr,
     QUANTIZED: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -114,8 +120,8 @@ def decode_attention(
     room for [B, N, SPLITS, H], ``summaries`` for [B, N, SPLITS, 2], and ``arrived`` a count of zero for each text and
     head, which is zero again at the end.
 
-    LEAST: cached tokens for each program that shares a text; the others have nothing to do. GROUP: rows that are
-    consecutive tokens of one text; EARLIER: the power of 2 from GROUP - 1.
+    LEAST: cached tokens for each program that shares a text; the others have nothing to do. STAGES: tiles in flight
+    and one more.
 
     Positions, tables and the tokens before the newest were written before the step began, so they are read ahead of
     the wait.
@@ -123,117 +129,80 @@ def decode_attention(
     if PDL:
         gdc_launch_dependents()
     head, b, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    position = tl.load(positions + b).to(tl.int32)
+    position = tl.load(positions + b).to(tl.int32)  # and as many tokens are in the cache
     table += b * pages_each
-    past = position
-    if GROUP > 1:
-        first = b // GROUP * GROUP
-        past = tl.load(positions + first).to(tl.int32)
-    tiles = (past + TILE - 1) // TILE
+    tiles = (position + TILE - 1) // TILE
     # Texts of a batch differ in length: one program for a long one would be what all others wait for.
-    active = tl.minimum(tl.maximum(past // LEAST, 1), SPLITS)
+    active = tl.minimum(tl.maximum(position // LEAST, 1), SPLITS)
+    if split >= active:
+        return
     h_H = tl.arange(0, HEAD_DIM)
     HALF: tl.constexpr = HEAD_DIM // 2
     angle_H = position * HALF + h_H % HALF
     cos_H = tl.load(cos + angle_H)
     sin_H = tl.where(h_H < HALF, -1.0, 1.0) * tl.load(sin + angle_H)
-    k_CH, v_CH, key_scale_C, value_scale_C = _read_tile(
-        keys, values, key_scales, value_scales, table, head, tl.where(split < active, split, tiles), past,
-        NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
-    )  # fmt: skip
     page = tl.load(table + position // PAGE).to(tl.int64)
-    if GROUP > 1:
-        e_E = tl.arange(0, EARLIER)
-        # A split of its own would wait as long for these as the first does.
-        earlier_E = (first + e_E < b) & (split == 0)
-        position_E = tl.load(positions + first + e_E, mask=earlier_E, other=0).to(tl.int32)
-        angle_EH = position_E[:, None] * HALF + (h_H % HALF)[None, :]
-        cos_EH = tl.load(cos + angle_EH)
-        sin_EH = tl.where(h_H < HALF, -1.0, 1.0)[None, :] * tl.load(sin + angle_EH)
-    if PDL:
-        gdc_wait()
+    gate = gqkv + b * (4 * NUM_HEADS * HEAD_DIM) + head * HEAD_DIM
+    partner_H = (h_H + HALF) % HEAD_DIM
+    q_H = tl.zeros([HEAD_DIM], tl.float32)
+    gate_H = tl.zeros([HEAD_DIM], gqkv.dtype.element_ty)
+    maximum_C = tl.full([TILE], -1e30, tl.float32)
+    total_C = tl.zeros([TILE], tl.float32)
+    acc_CH = tl.zeros([TILE, HEAD_DIM], tl.float32)
+    for tile in tl.range(split, tl.maximum(tiles, split + 1), active, num_stages=STAGES):
+        k_CH, v_CH, key_scale_C, value_scale_C = _read_tile(
+            keys, values, key_scales, value_scales, table, head, tile, position,
+            NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
+        )  # fmt: skip
+        if tile == split:
+            if PDL:
+                gdc_wait()
+            q, k = gate + NUM_HEADS * HEAD_DIM, gate + 2 * NUM_HEADS * HEAD_DIM
+            # All that is read, first: then its latency counts once.
+            own_H, partner_q_H = tl.load(q + h_H), tl.load(q + partner_H)
+            k_H, partner_k_H = tl.load(k + h_H), tl.load(k + partner_H)
+            v_H, gate_H = tl.load(k + NUM_HEADS * HEAD_DIM + h_H), tl.load(gate + h_H)
+            q_H = _rotated(own_H, partner_q_H, cos_H, sin_H) * scale_log2
+            newest_k_H = _rotated(k_H, partner_k_H, cos_H, sin_H)
+            newest_v_H = v_H.to(tl.float32)
+            if split == 0:
+                place = (page * NUM_HEADS + head) * PAGE + position % PAGE
+                newest_k_H = _stored(keys, key_scales, place, h_H, newest_k_H, HEAD_DIM, QUANTIZED)
+                newest_v_H = _stored(values, value_scales, place, h_H, newest_v_H, HEAD_DIM, QUANTIZED)
+            # The newest token begins the first row of the first split.
+            begins_C = (tl.arange(0, TILE) == 0) & (split == 0)
+            maximum_C = tl.where(begins_C, tl.sum(newest_k_H * q_H, 0), -1e30)
+            total_C = tl.where(begins_C, 1.0, 0.0)
+            acc_CH = tl.where(begins_C[:, None], newest_v_H[None, :], 0.0)
+        maximum_C, total_C, acc_CH = _attended(
+            q_H, k_CH, v_CH, key_scale_C, value_scale_C, tile, position, maximum_C, total_C, acc_CH, TILE
+        )
+    maximum = tl.max(maximum_C, 0)
+    p_C = tl.exp2(maximum_C - maximum)
+    total = tl.sum(total_C * p_C, 0)
+    y_H = tl.sum(acc_CH * p_C[:, None], 0)
 
-    if split < active:
-        gate = gqkv + b * (4 * NUM_HEADS * HEAD_DIM) + head * HEAD_DIM
-        q = gate + NUM_HEADS * HEAD_DIM
-        k = gate + 2 * NUM_HEADS * HEAD_DIM
-        partner = (h_H + HALF) % HEAD_DIM
-        # All that is read, first: then its latency counts once.
-        gate_H, q_H, q_partner_H = tl.load(gate + h_H), tl.load(q + h_H), tl.load(q + partner)
-        k_H, k_partner_H, v_H = tl.load(k + h_H), tl.load(k + partner), tl.load(k + NUM_HEADS * HEAD_DIM + h_H)
-        if GROUP > 1:
-            row_E1 = (first + e_E)[:, None] * (4 * NUM_HEADS * HEAD_DIM)
-            k_E1 = gqkv + row_E1 + (2 * NUM_HEADS + head) * HEAD_DIM
-            k_EH = tl.load(k_E1 + h_H[None, :], mask=earlier_E[:, None], other=0.0)
-            k_partner_EH = tl.load(k_E1 + partner[None, :], mask=earlier_E[:, None], other=0.0)
-            v_EH = tl.load(k_E1 + NUM_HEADS * HEAD_DIM + h_H[None, :], mask=earlier_E[:, None], other=0.0)
-        q_H = _rotated(q_H, q_partner_H, cos_H, sin_H) * scale_log2
-        sigmoid_H = tl.sigmoid(gate_H.to(tl.float32))
-        maximum_C = tl.full([TILE], -1e30, tl.float32)
-        total_C = tl.zeros([TILE], tl.float32)
-        acc_CH = tl.zeros([TILE, HEAD_DIM], tl.float32)
-        for tile in range(split, tiles, active):
-            next_k_CH, next_v_CH, next_key_scale_C, next_value_scale_C = _read_tile(
-                keys, values, key_scales, value_scales, table, head, tile + active, past,
-                NUM_HEADS, HEAD_DIM, PAGE, TILE, QUANTIZED,
+    sigmoid_H = tl.sigmoid(gate_H.to(tl.float32))
+    text_head = b * NUM_HEADS + head
+    out = z + text_head * HEAD_DIM + h_H
+    if active == 1:
+        tl.store(out, (y_H / total * sigmoid_H).to(z.dtype.element_ty))
+    elif SPLITS > 1:
+        here = text_head * SPLITS + split
+        tl.store(parts + here * HEAD_DIM + h_H, y_H)
+        tl.store(summaries + here * 2, maximum)
+        tl.store(summaries + here * 2 + 1, total)
+        tl.debug_barrier()  # all of a program's stores come before its arrival
+        if tl.atomic_add(arrived + text_head, 1, sem="acq_rel") == active - 1:
+            s_S = tl.arange(0, SPLITS)
+            one = text_head * SPLITS + s_S
+            maximum_S = tl.load(summaries + one * 2, mask=s_S < active, other=-1e30, cache_modifier=".cg")
+            total_S = tl.load(summaries + one * 2 + 1, mask=s_S < active, other=0.0, cache_modifier=".cg")
+            part_SH = tl.load(
+                parts + one[:, None] * HEAD_DIM + h_H[None, :], mask=s_S[:, None] < active, other=0.0,
+                cache_modifier=".cg",
             )  # fmt: skip
-            inside_C = tile * TILE + tl.arange(0, TILE) < past
-            score_C = tl.sum(k_CH.to(tl.float32) * q_H[None, :], 1) * key_scale_C
-            score_C = tl.where(inside_C, score_C, -1e30)
-            higher_C = tl.maximum(maximum_C, score_C)
-            shrink_C = tl.exp2(maximum_C - higher_C)
-            p_C = tl.where(inside_C, tl.exp2(score_C - higher_C), 0.0)
-            total_C = total_C * shrink_C + p_C
-            p_C *= value_scale_C
-            acc_CH = acc_CH * shrink_C[:, None] + p_C[:, None] * v_CH.to(tl.float32)
-            maximum_C = higher_C
-            k_CH, v_CH = next_k_CH, next_v_CH
-            key_scale_C, value_scale_C = next_key_scale_C, next_value_scale_C
-
-        maximum = tl.max(maximum_C, 0)
-        newest = -1e30
-        newest_v_H = tl.zeros([HEAD_DIM], tl.float32)
-        if split == 0:
-            place = (page * NUM_HEADS + head) * PAGE + position % PAGE
-            newest_k_H = _rotated(k_H, k_partner_H, cos_H, sin_H)
-            newest_k_H = _stored(keys, key_scales, place, h_H, newest_k_H, HEAD_DIM, QUANTIZED)
-            newest_v_H = _stored(values, value_scales, place, h_H, v_H.to(tl.float32), HEAD_DIM, QUANTIZED)
-            newest = tl.sum(newest_k_H * q_H, 0)
-            maximum = tl.maximum(maximum, newest)
-        if GROUP > 1:
-            k_EH = _as_read(_rotated(k_EH, k_partner_EH, cos_EH, sin_EH), keys.dtype.element_ty, QUANTIZED)
-            score_E = tl.where(earlier_E, tl.sum(k_EH * q_H[None, :], 1), -1e30)
-            maximum = tl.maximum(maximum, tl.max(score_E, 0))
-        p_C = tl.exp2(maximum_C - maximum)
-        p = tl.where(split == 0, tl.exp2(newest - maximum), 0.0)
-        total = tl.sum(total_C * p_C, 0) + p
-        y_H = tl.sum(acc_CH * p_C[:, None], 0) + p * newest_v_H
-        if GROUP > 1:
-            p_E = tl.where(earlier_E, tl.exp2(score_E - maximum), 0.0)
-            total += tl.sum(p_E, 0)
-            v_EH = _as_read(v_EH.to(tl.float32), values.dtype.element_ty, QUANTIZED)
-            y_H += tl.sum(p_E[:, None] * v_EH, 0)
-
-        text_head = b * NUM_HEADS + head
-        out = z + text_head * HEAD_DIM + h_H
-        if active == 1:
-            tl.store(out, (y_H / total * sigmoid_H).to(z.dtype.element_ty))
-        elif SPLITS > 1:
-            here = text_head * SPLITS + split
-            tl.store(parts + here * HEAD_DIM + h_H, y_H)
-            tl.store(summaries + here * 2, maximum)
-            tl.store(summaries + here * 2 + 1, total)
-            tl.debug_barrier()  # all of a program's stores come before its arrival
-            if tl.atomic_add(arrived + text_head, 1, sem="acq_rel") == active - 1:
-                s_S = tl.arange(0, SPLITS)
-                one = text_head * SPLITS + s_S
-                maximum_S = tl.load(summaries + one * 2, mask=s_S < active, other=-1e30, cache_modifier=".cg")
-                total_S = tl.load(summaries + one * 2 + 1, mask=s_S < active, other=0.0, cache_modifier=".cg")
-                part_SH = tl.load(
-                    parts + one[:, None] * HEAD_DIM + h_H[None, :], mask=s_S[:, None] < active, other=0.0,
-                    cache_modifier=".cg",
-                )  # fmt: skip
-                p_S = tl.exp2(maximum_S - tl.max(maximum_S, 0))
-                y_H = tl.sum(part_SH * p_S[:, None], 0) / tl.sum(total_S * p_S, 0)
-                tl.store(out, (y_H * sigmoid_H).to(z.dtype.element_ty))
-                tl.store(arrived + text_head, 0)
+            p_S = tl.exp2(maximum_S - tl.max(maximum_S, 0))
+            y_H = tl.sum(part_SH * p_S[:, None], 0) / tl.sum(total_S * p_S, 0)
+            tl.store(out, (y_H * sigmoid_H).to(z.dtype.element_ty))
+            tl.store(arrived + text_head, 0)

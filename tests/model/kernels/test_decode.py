@@ -37,8 +37,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PAGE, PAGES_EACH = 8, 3
 VECTOR, MATRIX = Vector(32, 32, 1, 1), Matrix(64, 32, 2, 1)
 SPLIT = dataclasses.replace(MATRIX, block_k=16, splits=2, ahead=1)
-ON_CORES = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2, 4))
-ON_TENSOR_CORES = Settings(SPLIT, SPLIT, MATRIX, SPLIT, Attend(16, 1, 1, 16))
+ON_CORES = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2, 4, 3))
+ON_TENSOR_CORES = Settings(SPLIT, SPLIT, MATRIX, SPLIT, Attend(16, 1, 1, 16, 3))
 
 
 def config(architecture: Any = "transformer", num_layers: int = 1, **others: Any) -> ModelConfig:
@@ -174,7 +174,7 @@ def test_one_and_two_texts_on_the_cores(texts: int) -> None:
 def test_more_texts_than_a_tile_has_tokens() -> None:
     narrow = dataclasses.replace(SPLIT, tokens=16)
     wide = dataclasses.replace(MATRIX, tokens=16)
-    check(model_of(config()), Settings(wide, narrow, wide, narrow, Attend(16, 1, 1, 16)), 17, count=1)
+    check(model_of(config()), Settings(wide, narrow, wide, narrow, Attend(16, 1, 1, 16, 3)), 17, count=1)
 
 
 @pytest.mark.parametrize("settings", [ON_CORES, ON_TENSOR_CORES], ids=["cores", "tensor-cores"])
@@ -341,7 +341,7 @@ def test_products_in_the_sizes_of_the_tables(texts: int, weight_bytes: int) -> N
 @pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize(
     "sizes",
-    [Attend(8, 1, 1, 8), Attend(4, 1, 4, 4), Attend(4, 1, 4, 8)],
+    [Attend(8, 1, 1, 8, 3), Attend(4, 1, 4, 4, 3), Attend(4, 1, 4, 8, 3)],
     ids=["whole", "split", "more-split-the-longer"],
 )
 def test_attention_alone(sizes: Attend, cache_dtype: torch.dtype) -> None:
@@ -375,63 +375,6 @@ def test_attention_alone(sizes: Attend, cache_dtype: torch.dtype) -> None:
     for text, position in enumerate(positions.tolist()):
         ours, exact = (c.gather(0, table[text], position + 1, torch.float32) for c in (cache, expected_cache))
         assert all(error(a, b) < 1e-3 for a, b in zip(ours, exact, strict=True))
-
-
-def grouped(
-    model: RecurrentLM, settings: Settings, group: int, positions_B: Tensor, cache_dtype: torch.dtype
-) -> tuple[Tensor, PagedKeyValues]:
-    """The states [B, group, D] of some tokens of each text, all in one step, and the cache it leaves."""
-    texts = len(positions_B)
-    cache, table = cache_of(model.config, texts, cache_dtype)
-    ids = torch.arange(texts * group, device=DEVICE) * 5 % 32
-    at = (positions_B[:, None] + torch.arange(group, device=DEVICE)).flatten()
-    rows = table.repeat_interleave(group, 0)
-    step = DecodeStep(model, texts * group, settings=settings)
-    return step(ids, at, cache, rows, group=group).view(texts, group, -1), cache
-
-
-def one_by_one(
-    model: RecurrentLM, group: int, positions_B: Tensor, cache_dtype: torch.dtype
-) -> tuple[Tensor, PagedKeyValues]:
-    """The same by the definition, a token of each text at a time."""
-    texts = len(positions_B)
-    cache, table = cache_of(model.config, texts, cache_dtype)
-    ids = (torch.arange(texts * group, device=DEVICE) * 5 % 32).view(texts, group)
-    states = []
-    for index in range(group):
-        at = positions_B + index
-        states.append(model(ids[:, index], at, PagedAttention(cache, table, at)))
-    return torch.stack(states, 1), cache
-
-
-@pytest.mark.parametrize(
-    ("group", "cache_dtype"), [(2, torch.float32), (2, torch.int8), (3, torch.int8), (4, torch.float32)]
-)
-def test_tokens_of_one_text_in_one_step(group: int, cache_dtype: torch.dtype) -> None:
-    """At the beginning of a text, across the end of a page, and behind more tiles than there are splits."""
-    model = model_of(config("trm", H_cycles=1, L_cycles=1))
-    positions = torch.tensor([0, 1, PAGE - 1, 2 * PAGE + 1], device=DEVICE)
-    expected, expected_cache = one_by_one(model, group, positions, cache_dtype)
-    for sizes in (Attend(8, 1, 2, 4), Attend(4, 1, 1, 4)):
-        settings = dataclasses.replace(ON_TENSOR_CORES, attention=sizes)
-        found, cache = grouped(model, settings, group, positions, cache_dtype)
-        assert error(found, expected) < 5e-6
-        for exact, ours in zip(tensors_of(expected_cache), tensors_of(cache), strict=True):
-            assert error(ours, exact) < (1e-3 if exact.dtype == torch.int8 else 1e-6)
-
-
-def test_a_token_of_a_group_knows_the_ones_before_it_and_no_later_one() -> None:
-    model = model_of(config())
-    positions = torch.tensor([3, PAGE - 2], device=DEVICE)
-    cache, table = cache_of(model.config, 2, torch.float32)
-    rows, at = table.repeat_interleave(3, 0), (positions[:, None] + torch.arange(3, device=DEVICE)).flatten()
-    step = DecodeStep(model, 6, settings=ON_CORES)
-    ids = torch.arange(6, device=DEVICE)
-    before = step(ids, at, cache, rows, group=3).clone()
-    ids[1] = 31
-    after = step(ids, at, cache, rows, group=3)
-    changed = (before != after).any(1).tolist()
-    assert changed == [False, True, True, False, False, False]
 
 
 def test_the_tables_have_sizes_for_any_number_of_texts() -> None:
