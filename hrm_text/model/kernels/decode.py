@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hrm_text.model.block import Block, rotary_table
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.kernels.decode_attention import decode_attention
+from hrm_text.model.kernels.decode_integers import decode_vector_int8
 from hrm_text.model.kernels.decode_linear import decode_enter, decode_exit, decode_matrix, decode_vector
 from hrm_text.model.kernels.elementwise import row_warps
 from hrm_text.model.kernels.fused import why_not_fused
@@ -35,7 +36,7 @@ from hrm_text.model.recurrence import RecurrentLM
 
 @dataclass(frozen=True)
 class Vector:
-    """Sizes of ``decode_vector``."""
+    """Sizes of ``decode_vector`` and ``decode_vector_int8``."""
 
     rows: int
     block_k: int
@@ -87,9 +88,9 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     ("gate_up", 4, 2): Vector(1, 512, 2, 1),
     ("down", 4, 2): Vector(4, 1024, 4, 2),
     ("gqkv", 4, 1): Vector(4, 512, 3, 1),
-    ("o", 4, 1): Vector(2, 2048, 1, 4),
-    ("gate_up", 4, 1): Vector(4, 512, 1, 4),
-    ("down", 4, 1): Vector(4, 4096, 1, 8),
+    ("o", 4, 1): Vector(4, 512, 3, 1),
+    ("gate_up", 4, 1): Vector(4, 512, 2, 1),
+    ("down", 4, 1): Vector(4, 1024, 4, 2),
     ("gqkv", 16, 2): Matrix(64, 128, 6, 4),
     ("o", 16, 2): Matrix(64, 128, 2, 4, splits=4, ahead=2),
     ("gate_up", 16, 2): Matrix(64, 128, 5, 4, ahead=1),
@@ -107,7 +108,11 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     ("gate_up", 256, 1): Matrix(64, 64, 8, 4),
     ("down", 256, 1): Matrix(64, 128, 5, 8, splits=4),
 }
-"""Sizes for the weights of one block of an XL."""
+"""Sizes for the weights of one block of an XL.
+
+For ``decode_vector_int8`` block_k is 512 for each warp: then every thread has 16 columns of a tile and all rows of its
+program, no column is made into integers twice, and nothing moves between threads before the last sums.
+"""
 
 ATTENTION: dict[int, Attend] = {
     2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 16: Attend(8, 1, 8, 8, 3),
@@ -193,10 +198,15 @@ def multiply(
     if isinstance(sizes, Vector):
         block_r = min(sizes.rows, triton.next_power_of_2(rows))
         ahead = min(sizes.ahead, triton.cdiv(columns, block_k))
-        decode_vector[(triton.cdiv(rows, block_r),)](
-            *shared, eps or 0.0, batch, rows, columns, block_r, block_k, ahead,
-            PERMUTE=scale is not None and is_nvidia(matrix.device), **flags, **options(sizes.warps, pdl),
-        )  # fmt: skip
+        programs, how = (triton.cdiv(rows, block_r),), (eps or 0.0, batch, rows, columns, block_r, block_k, ahead)
+        if scale is not None and columns % 4 == 0:  # whose rows are whole words
+            del flags["SCALED"]
+            decode_vector_int8[programs](
+                x_BK, matrix.view(torch.int32), scale, out_BR, *how,
+                DP4A=is_nvidia(matrix.device), **flags, **options(sizes.warps, pdl),
+            )  # fmt: skip
+        else:
+            decode_vector[programs](*shared, *how, **flags, **options(sizes.warps, pdl))
         return
     assert squares is not None or not (residual or eps is not None)
     squares = arrivals.parts[None] if squares is None else squares

@@ -4,7 +4,7 @@ Two forms compute the same four products of a block (``norm(x) W^T``, ``silu(g) 
 product that is added to the residual stream), each rounding once, at its end:
 
 * ``decode_vector``: a program keeps its rows of W in registers and multiplies on the CUDA cores. Many small programs
-  have all of a matrix in flight at once; made for one or two tokens.
+  have all of a matrix in flight at once; made for one or two tokens. ``decode_integers`` has one for 8-bit weights.
 * ``decode_matrix``: tiles of W flow through shared memory to the tensor cores; K may be split over programs, whose
   last to arrive adds the parts in a fixed order.
 
@@ -36,59 +36,20 @@ def _weights(w, row_R, tile: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, 
 
 
 @triton.jit
-def _wide(w_RK, PERMUTE: tl.constexpr):
-    """Weights in fp32. PERMUTE: four int8 at once, by the byte permutation of NVIDIA's GPUs.
-
-    An integer's conversion has a quarter of a permutation's throughput. A byte b in the low bits of the number 2^23
-    makes 2^23 + b, exactly; b is the integer plus 128.
-    """
-    if PERMUTE:
-        return tl.inline_asm_elementwise(
-            """
-            {
-                .reg .b32 bytes;
-                xor.b32 bytes, $4, 0x80808080;
-                prmt.b32 $0, bytes, 0x4B000000, 0x7440;
-                prmt.b32 $1, bytes, 0x4B000000, 0x7441;
-                prmt.b32 $2, bytes, 0x4B000000, 0x7442;
-                prmt.b32 $3, bytes, 0x4B000000, 0x7443;
-                sub.f32 $0, $0, 0f4B000080;
-                sub.f32 $1, $1, 0f4B000080;
-                sub.f32 $2, $2, 0f4B000080;
-                sub.f32 $3, $3, 0f4B000080;
-            }
-            """,
-            "=r,=r,=r,=r,r",
-            [w_RK],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=4,
-        )
-    else:
-        return w_RK.to(tl.float32)
-
-
-@triton.jit
-def _tokens(x, tile: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Of each 8 * PARTS neighbouring columns of a tile the ``part``-th 8: [G, 8]. They lie in one thread, as W's do."""
-    group_G1 = tl.arange(0, BLOCK_K // (8 * PARTS))[:, None]
-    k = tile * BLOCK_K + (group_G1 * PARTS + part) * 8 + tl.arange(0, 8)[None, :]
+def _tokens(x, tile: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The columns of a tile: [G, 8]. A group lies in one thread, as W's do."""
+    k = tile * BLOCK_K + tl.arange(0, BLOCK_K // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
     return tl.load(x + k, mask=k < K, other=0.0)
 
 
 @triton.jit
-def _products(w_RK, x_G8, upper_x_G8, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr):
-    """Sums of the products of 8 * PARTS neighbouring columns: [R, G]."""
-    if PARTS == 2:  # a thread reads 16 columns of 8 bits at once, and 8 of x
-        w_RG82 = tl.permute(tl.reshape(w_RK, (BLOCK_R, BLOCK_K // 16, 2, 8)), (0, 1, 3, 2))
-        w_RG8, upper_w_RG8 = tl.split(w_RG82)
-        return tl.sum(w_RG8 * x_G8[None, :, :] + upper_w_RG8 * upper_x_G8[None, :, :], 2)
-    else:
-        return tl.sum(tl.reshape(w_RK, (BLOCK_R, BLOCK_K // 8, 8)) * x_G8[None, :, :], 2)
+def _products(w_RK, x_G8, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sums of the products of 8 neighbouring columns: [R, G]."""
+    return tl.sum(tl.reshape(w_RK, (BLOCK_R, BLOCK_K // 8, 8)) * x_G8[None, :, :], 2)
 
 
 @triton.jit
-def _swiglu(gate, up):
+def swiglu(gate, up):
     """silu(gate) * up."""
     return gate * tl.sigmoid(gate) * up
 
@@ -110,7 +71,6 @@ def decode_vector(
     PAIR: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SCALED: tl.constexpr,
-    PERMUTE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """BLOCK_R rows of the output [BATCH, ROWS] of x [BATCH, K].
@@ -137,40 +97,33 @@ def decode_vector(
         gdc_wait()
 
     # All that is read, first: then its latency counts once.
-    PARTS: tl.constexpr = 2 if SCALED else 1
     xs, residuals = (), ()
     for i in tl.static_range(TILES * BATCH):
-        xs = xs + (_tokens(x + i % BATCH * K, i // BATCH, 0, PARTS, K, BLOCK_K),)  # noqa: RUF005
-        xs = xs + (_tokens(x + i % BATCH * K, i // BATCH, PARTS - 1, PARTS, K, BLOCK_K),)  # noqa: RUF005
+        xs = xs + (_tokens(x + i % BATCH * K, i // BATCH, K, BLOCK_K),)  # noqa: RUF005
     if RESIDUAL:
         for b in tl.static_range(BATCH):
             residuals = residuals + (tl.load(out + b * ROWS + row_R, mask=inside, other=0.0),)  # noqa: RUF005
     squares, sums, upper_sums = (), (), ()
     for _ in tl.static_range(BATCH):
-        squares = squares + (tl.zeros([BLOCK_K // (8 * PARTS), 8], tl.float32),)  # noqa: RUF005
-        sums = sums + (tl.zeros([BLOCK_R, BLOCK_K // (8 * PARTS)], tl.float32),)  # noqa: RUF005
-        upper_sums = upper_sums + (tl.zeros([BLOCK_R, BLOCK_K // (8 * PARTS)], tl.float32),)  # noqa: RUF005
+        squares = squares + (tl.zeros([BLOCK_K // 8, 8], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([BLOCK_R, BLOCK_K // 8], tl.float32),)  # noqa: RUF005
+        upper_sums = upper_sums + (tl.zeros([BLOCK_R, BLOCK_K // 8], tl.float32),)  # noqa: RUF005
     for i in tl.static_range(TILES):
         if i + AHEAD < TILES:
             tiles = tiles + (_weights(w, row_R, i + AHEAD, ROWS, K, BLOCK_K),)  # noqa: RUF005
             if PAIR:
                 upper = upper + (_weights(w + ROWS * K, row_R, i + AHEAD, ROWS, K, BLOCK_K),)  # noqa: RUF005
         added, upper_added, squared = (), (), ()
-        tile_RK = _wide(tiles[i], PERMUTE)
+        tile_RK = tiles[i].to(tl.float32)
         if PAIR:
-            upper_RK = _wide(upper[i], PERMUTE)
+            upper_RK = upper[i].to(tl.float32)
         for b in tl.static_range(BATCH):
-            x_G8 = xs[(i * BATCH + b) * 2].to(tl.float32)
-            upper_x_G8 = xs[(i * BATCH + b) * 2 + 1].to(tl.float32)
-            added = added + (sums[b] + _products(tile_RK, x_G8, upper_x_G8, BLOCK_R, BLOCK_K, PARTS),)  # noqa: RUF005
+            x_G8 = xs[i * BATCH + b].to(tl.float32)
+            added = added + (sums[b] + _products(tile_RK, x_G8, BLOCK_R, BLOCK_K),)  # noqa: RUF005
             if PAIR:
-                more_RG = _products(upper_RK, x_G8, upper_x_G8, BLOCK_R, BLOCK_K, PARTS)
-                upper_added = upper_added + (upper_sums[b] + more_RG,)  # noqa: RUF005
+                upper_added = upper_added + (upper_sums[b] + _products(upper_RK, x_G8, BLOCK_R, BLOCK_K),)  # noqa: RUF005
             if NORM:
-                squares_G8 = squares[b] + x_G8 * x_G8
-                if PARTS == 2:
-                    squares_G8 += upper_x_G8 * upper_x_G8
-                squared = squared + (squares_G8,)  # noqa: RUF005
+                squared = squared + (squares[b] + x_G8 * x_G8,)  # noqa: RUF005
         sums, upper_sums, squares = added, upper_added, squared
 
     for b in tl.static_range(BATCH):
@@ -185,7 +138,7 @@ def decode_vector(
             upper_R = tl.sum(upper_sums[b], 1) * rstd
             if SCALED:
                 upper_R *= upper_scale_R
-            y_R = _swiglu(y_R, upper_R)
+            y_R = swiglu(y_R, upper_R)
         if RESIDUAL:
             y_R += residuals[b].to(tl.float32)
         tl.store(out + b * ROWS + row_R, y_R.to(out.dtype.element_ty), mask=inside)
@@ -322,7 +275,7 @@ def decode_matrix(
             if PAIR:
                 upper_MB *= upper_scale_M[:, None]
         if PAIR:
-            acc_MB = _swiglu(acc_MB, upper_MB)
+            acc_MB = swiglu(acc_MB, upper_MB)
         if RESIDUAL:
             acc_MB += residual_MB.to(tl.float32)
         made_MB = acc_MB.to(out.dtype.element_ty)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hrm_text.model.block import Block, rms_norm, rotary_table, rotate
+from hrm_text.model.block import Block, rotary_table, rotate
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.paged import PagedKeyValues, quantize
 from hrm_text.model.recurrence import RecurrentLM, build
@@ -136,17 +136,23 @@ def steps(
 
 
 def check(
-    model: RecurrentLM, settings: Settings, texts: int, cache_dtype: torch.dtype = torch.float32, **how: Any
+    model: RecurrentLM,
+    settings: Settings,
+    texts: int,
+    cache_dtype: torch.dtype = torch.float32,
+    *,
+    tolerance: float = 1e-6,
+    **how: Any,
 ) -> None:
     expected, expected_cache = steps(model, None, texts, cache_dtype, **how)
     found, cache = steps(model, settings, texts, cache_dtype, **how)
     for exact, ours in zip(expected, found, strict=True):
-        assert error(ours, exact) < 5e-6
+        assert error(ours, exact) < 5 * tolerance
     for exact, ours in zip(tensors_of(expected_cache), tensors_of(cache), strict=True):
         if exact.dtype == torch.int8:  # where a number lies between two integers, rounding in fp32 decides
             assert (exact.int() - ours.int()).abs().max() <= 1 and (exact != ours).float().mean() < 1e-3
         else:
-            assert error(ours, exact) < 1e-6
+            assert error(ours, exact) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -203,7 +209,8 @@ def test_8_bit_weights(settings: Settings) -> None:
             for name, linear in list(module.named_children()):
                 assert isinstance(linear, nn.Linear)
                 module.add_module(name, Int8(linear.weight))
-    check(model, settings, 2, count=1)
+    # On the cores x is rounded to 2^-15 of the largest of some columns, which may be three times as large as most are.
+    check(model, settings, 2, count=1, tolerance=3 * 2**-15 if settings is ON_CORES else 1e-6)
 
 
 def test_other_cycles_than_the_models() -> None:
@@ -260,6 +267,29 @@ def test_a_row_without_a_text_does_no_harm() -> None:
         assert torch.equal(ours[:, 1:], exact[:, 1:]) and not torch.equal(ours[:, 0], exact[:, 0])
 
 
+def in_steps(x_BK: Tensor, block_k: int) -> Tensor:
+    """x as ``decode_vector_int8`` rounds it: in steps of 2^-14 of the power of two below the largest of its group.
+
+    A group are the same 16 columns of every tile.
+    """
+    batch, columns = x_BK.shape
+    tiles = -(-columns // block_k)
+    padded = nn.functional.pad(x_BK.double(), (0, tiles * block_k - columns)).view(batch, tiles, -1, 16)
+    largest = padded.abs().amax((1, 3), keepdim=True).clamp(min=2.0**-112)
+    step = 2.0 ** (largest.log2().floor() - 14)
+    step = torch.where((largest / step).round() >= 2**15, 2 * step, step)
+    rounded = (padded / step).round() * step
+    assert ((rounded - padded).abs() <= largest * 2**-15).all()
+    return rounded.view(batch, -1)[:, :columns]
+
+
+def as_read(x_BK: Tensor, sizes: Sizes, weight: Weight) -> Tensor:
+    """x as the kernel of a product sees it."""
+    if weight.scale is None or isinstance(sizes, Matrix):
+        return x_BK.double()
+    return in_steps(x_BK, min(sizes.block_k, max(16, 1 << (x_BK.shape[1] - 1).bit_length())))
+
+
 def arrivals(room: int = 1 << 15) -> Arrivals:
     """Room full of what must not be read."""
     parts = torch.full((room,), torch.nan, device=DEVICE)
@@ -281,7 +311,8 @@ def test_products_of_odd_sizes(sizes: Sizes, norm: bool, pair: bool, residual: b
     if integer:
         integers, scales = quantize(matrix)
         weight, matrix = Weight(integers, scales), integers.double() * scales.double()[:, None]
-    expected = (rms_norm(x.double(), 1e-6).double() if norm else x.double()) @ matrix.double().T
+    rstd = (x.double().square().mean(1, keepdim=True) + 1e-6).rsqrt() if norm else 1.0
+    expected = rstd * as_read(x, sizes, weight) @ matrix.double().T
     if pair:
         gate, up = expected.chunk(2, dim=1)
         expected = nn.functional.silu(gate) * up
@@ -300,6 +331,32 @@ def test_products_of_odd_sizes(sizes: Sizes, norm: bool, pair: bool, residual: b
         if residual and isinstance(chosen, Matrix):
             assert error(squares.sum(0), out.double().square().sum(1)) < 1e-6
         assert not meeting.counts.any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's, of what is none
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_integers_of_any_size(dtype: torch.dtype) -> None:
+    """Groups of zeros, tiny and large ones; rounding up over a power of two; and what is not finite stays so."""
+    columns, sizes = 64, Vector(4, 64, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.tensor([0.0, 2.0**-14, 1.0, 2.0**13]).repeat_interleave(16)
+    x = torch.randn(1, columns, generator=generator) * factors
+    x[0, 40] = 8 - 2**-18  # in fp32 the next whole number of steps is 2^15
+    x = x.to(DEVICE, dtype)
+    integers = torch.randint(-127, 128, (4, columns), generator=generator, dtype=torch.int8).to(DEVICE)
+    weight = Weight(integers, torch.ones(4, device=DEVICE))
+    for group in range(4):
+        part = torch.zeros_like(x)
+        part[:, 16 * group :][:, :16] = x[:, 16 * group :][:, :16]
+        out = torch.full((1, 4), torch.nan, device=DEVICE)
+        multiply(part, weight, out, sizes, arrivals())
+        expected = in_steps(part, 64) @ integers.double().T
+        assert (out - expected).abs().max() <= 1e-6 * expected.abs().max(), group
+    for value in (torch.inf, -torch.inf, torch.nan):
+        spoilt = x.clone()
+        spoilt[0, 5] = value
+        multiply(spoilt, weight, out, sizes, arrivals())
+        assert not out.isfinite().any()
 
 
 @pytest.mark.parametrize("weight_bytes", [2, 1])
@@ -325,7 +382,8 @@ def test_products_in_the_sizes_of_the_tables(texts: int, weight_bytes: int) -> N
         if weight_bytes == 1:
             weight = Weight(*quantize(matrix))
             exact = weight.matrix.double() * weight.scale.double()[:, None]  # type: ignore[union-attr]
-        expected = (rms_norm(x.double(), 1e-6).double() if "eps" in options else x.double()) @ exact.T
+        rstd = (x.double().square().mean(1, keepdim=True) + 1e-6).rsqrt() if "eps" in options else 1.0
+        expected = rstd * as_read(x, sizes, weight) @ exact.T
         if "pair" in options:
             gate, up = expected.chunk(2, dim=1)
             expected = nn.functional.silu(gate) * up

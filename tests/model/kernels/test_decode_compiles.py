@@ -57,7 +57,9 @@ class Compiled:
         wide = re.search(r"ld\\.global[.\\w:]*\\.v4\\.b32|cp\\.async\\.cg", ptx) is not None
         found.append([kernel.__name__, done.metadata.shared, sum(read < wait for read in reads), wait, wide])
 
-for name in ("decode_vector", "decode_matrix", "decode_attention", "decode_enter", "decode_exit"):
+for name in (
+    "decode_vector", "decode_vector_int8", "decode_matrix", "decode_attention", "decode_enter", "decode_exit"
+):
     setattr(decode, name, Compiled(getattr(decode, name)))
 decode.shared_memory = lambda device: limit
 decode.is_nvidia = lambda device: True
@@ -113,7 +115,8 @@ def test_the_kernels_compile_and_fit_and_read_weights_before_they_wait(
 ) -> None:
     limit = SHARED_KIB[capability] * 1024
     kernels = json.loads(compiled(PROGRAM, capability, limit, texts, weight_bytes))
-    product = "decode_vector" if texts == 1 else "decode_matrix"
+    vector = "decode_vector_int8" if weight_bytes == 1 else "decode_vector"
+    product = vector if texts == 1 else "decode_matrix"
     names = [product, "decode_attention", product, product, product, "decode_enter", "decode_exit"]
     assert [name for name, *_ in kernels] == names
     for name, shared, early, wait, wide in kernels:
