@@ -68,11 +68,28 @@ def _wide(x_G8, DP4A: tl.constexpr):
 
 
 @triton.jit
-def _larger(a, b, DP4A: tl.constexpr):
-    """The larger magnitude of each two, with any sign. What is not a number is the largest of all."""
+def _larger(a, b, DP4A: tl.constexpr, PDL: tl.constexpr):
+    """The larger magnitude of each two, with any sign. What is not a number is the largest of all.
+
+    PDL: the GPU is of capability 9.0 or more; magnitudes need no instruction of their own from 8.6 on.
+    """
     if DP4A and b.dtype == tl.bfloat16:  # two at once
         return tl.inline_asm_elementwise(
-            "max.NaN.xorsign.abs.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.bfloat16, is_pure=True, pack=2
+            "max.NaN.xorsign.abs.bf16x2 $0, $1, $2;"
+            if PDL
+            else """
+            {
+                .reg .b32 c, d;
+                and.b32 c, $1, 0x7FFF7FFF;
+                and.b32 d, $2, 0x7FFF7FFF;
+                max.NaN.bf16x2 $0, c, d;
+            }
+            """,
+            "=r,r,r",
+            [a, b],
+            dtype=tl.bfloat16,
+            is_pure=True,
+            pack=2,
         )
     else:
         a, b = tl.abs(a.to(tl.float32)), tl.abs(b.to(tl.float32))
@@ -87,15 +104,15 @@ def _halves(x_GN):
 
 
 @triton.jit
-def _exponents(largest_G8, DP4A: tl.constexpr):
+def _exponents(largest_G8, DP4A: tl.constexpr, PDL: tl.constexpr):
     """As numbers of fp32, bits and all: the power of two [G] below each group's largest magnitude.
 
     Rounded up where 2^15 steps would come of it, infinite for what is not finite, and at least 2^-112, so that both
     the step and its inverse are normal numbers.
     """
     first_G4, last_G4 = _halves(largest_G8)
-    first_G2, last_G2 = _halves(_larger(first_G4, last_G4, DP4A))
-    largest_G2 = _larger(first_G2, last_G2, DP4A).to(tl.float32)
+    first_G2, last_G2 = _halves(_larger(first_G4, last_G4, DP4A, PDL))
+    largest_G2 = _larger(first_G2, last_G2, DP4A, PDL).to(tl.float32)
     # Without a sign, floats are ordered as their bits are.
     bits_G = tl.max(largest_G2.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
     bits_G = (tl.minimum(bits_G, 0x7F800000) + 0x100) & 0x7F800000
@@ -225,8 +242,8 @@ def decode_vector_int8(
     for b in tl.static_range(BATCH):
         largest_G8 = xs[b * TILES * 2]
         for i in tl.static_range(1, TILES * 2):
-            largest_G8 = _larger(largest_G8, xs[b * TILES * 2 + i], DP4A)
-        exponent_G = _exponents(largest_G8, DP4A)
+            largest_G8 = _larger(largest_G8, xs[b * TILES * 2 + i], DP4A, PDL)
+        exponent_G = _exponents(largest_G8, DP4A, PDL)
         steps = steps + (exponent_G.to(tl.float32, bitcast=True) * (2.0**-14),)  # noqa: RUF005
         inverse_G = ((127 << 23) + ((127 + 14 << 23) - exponent_G)).to(tl.float32, bitcast=True)
         squares_G8 = tl.zeros([G, 8], tl.float32)
