@@ -87,10 +87,10 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     ("o", 4, 2): Vector(2, 512, 3, 2),
     ("gate_up", 4, 2): Vector(1, 512, 2, 1),
     ("down", 4, 2): Vector(4, 1024, 4, 2),
-    ("gqkv", 4, 1): Vector(4, 512, 3, 1),
-    ("o", 4, 1): Vector(4, 512, 3, 1),
-    ("gate_up", 4, 1): Vector(4, 512, 2, 1),
-    ("down", 4, 1): Vector(4, 1024, 4, 2),
+    ("gqkv", 4, 1): Vector(4, 512, 2, 1),
+    ("o", 4, 1): Vector(4, 2048, 1, 4),
+    ("gate_up", 4, 1): Vector(2, 512, 3, 1),
+    ("down", 4, 1): Vector(4, 4096, 1, 8),
     ("gqkv", 16, 2): Matrix(64, 128, 6, 4),
     ("o", 16, 2): Matrix(64, 128, 2, 4, splits=4, ahead=2),
     ("gate_up", 16, 2): Matrix(64, 128, 5, 4, ahead=1),
@@ -115,8 +115,8 @@ program, no column is made into integers twice, and nothing moves between thread
 """
 
 ATTENTION: dict[int, Attend] = {
-    2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 16: Attend(8, 1, 8, 8, 3),
-    32: Attend(16, 2, 4, 128, 3), 256: Attend(16, 2, 4, 384, 3),
+    2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 8: Attend(8, 1, 16, 8, 2), 16: Attend(8, 1, 8, 8, 3),
+    32: Attend(8, 1, 4, 64, 2), 256: Attend(16, 2, 4, 384, 3),
 }  # fmt: skip
 """Most texts -> sizes; there are N programs for each text and split."""
 

@@ -274,13 +274,14 @@ def in_steps(x_BK: Tensor, block_k: int) -> Tensor:
     """
     batch, columns = x_BK.shape
     tiles = -(-columns // block_k)
-    padded = nn.functional.pad(x_BK.double(), (0, tiles * block_k - columns)).view(batch, tiles, -1, 16)
+    # On the CPU, whose powers of two are exact: half a step is rounded to the even one.
+    padded = nn.functional.pad(x_BK.double().cpu(), (0, tiles * block_k - columns)).view(batch, tiles, -1, 16)
     largest = padded.abs().amax((1, 3), keepdim=True).clamp(min=2.0**-112)
     step = 2.0 ** (largest.log2().floor() - 14)
     step = torch.where((largest / step).round() >= 2**15, 2 * step, step)
     rounded = (padded / step).round() * step
     assert ((rounded - padded).abs() <= largest * 2**-15).all()
-    return rounded.view(batch, -1)[:, :columns]
+    return rounded.view(batch, -1)[:, :columns].to(x_BK.device)
 
 
 def as_read(x_BK: Tensor, sizes: Sizes, weight: Weight) -> Tensor:
