@@ -25,7 +25,7 @@ from hrm_text.files import sha256, write_json
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.text_model import Quantize, TextModel, is_checkpoint, load
 from hrm_text.model.checkpoint_files import find_checkpoint
-from hrm_text.recipes.quickstart import machine, versions
+from hrm_text.recipes.provenance import machine, versions
 
 RUNS = Path("runs/eval")
 """Where runs lie that are given no folder."""

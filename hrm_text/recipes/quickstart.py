@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
 import rich.console
 import torch
 
@@ -43,7 +40,10 @@ from hrm_text.model.recurrence import build
 from hrm_text.model.weights import parse_dtype
 from hrm_text.recipes.display import Display
 from hrm_text.recipes.presets import QuickstartPreset, find_preset
-from hrm_text.recipes.report import Run, headline, write_report
+from hrm_text.recipes.provenance import machine, versions
+from hrm_text.recipes.quickstart_outcome import direct_vs_cot, print_outcome, read_metrics, samples
+from hrm_text.recipes.quickstart_paths import Paths
+from hrm_text.recipes.report import Run, write_report
 from hrm_text.recipes.stages import Progress, Stage
 from hrm_text.settings import from_mapping, to_mapping
 from hrm_text.train.config import TrainConfig, plain
@@ -52,49 +52,6 @@ from hrm_text.train.loop import Trainer, resolved
 from hrm_text.train.metrics import device_memory_bytes
 
 STEP_BY_STEP = "cot"
-SAMPLES_SHOWN = 2
-"""Answers of each task that the report shows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Paths:
-    """Where everything lies in the output folder."""
-
-    out: Path
-
-    @property
-    def records(self) -> Path:
-        """train/ and held_out/: a JSONL file per stratum."""
-        return self.out / "records"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.out / "tokenizer"
-
-    def store(self, split: str) -> Path:
-        """Tokens of a split."""
-        return self.out / "store" / split
-
-    def sampled(self, split: str) -> Path:
-        """Epochs of a split: what training reads."""
-        return self.out / "sampled" / split
-
-    @property
-    def run(self) -> Path:
-        """Checkpoints and metrics."""
-        return self.out / "train"
-
-    @property
-    def weights(self) -> Path:
-        return self.out / "weights"
-
-    @property
-    def report(self) -> Path:
-        return self.out / "report.html"
-
-    def result(self, name: str) -> Path:
-        """What a stage found out, as JSON."""
-        return self.out / "results" / f"{name}.json"
 
 
 class Quickstart:
@@ -356,69 +313,6 @@ class Quickstart:
         return run  # type: ignore[return-value]
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file."""
-    with path.open("rb") as lines:
-        for line in lines:
-            yield orjson.loads(line)
-
-
-def samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first few answers of every task, right or wrong as they came."""
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for result in evaluation["results"]:
-        of_task = shown.setdefault(result["task"], [])
-        if len(of_task) < SAMPLES_SHOWN:
-            of_task.append({**result, "task": result["task"].partition(":")[0]})
-    keys = ("task", "condition", "prompt", "response", "expected", "ok")
-    return [{key: each[key] for key in keys} for of_task in shown.values() for each in of_task]
-
-
-def direct_vs_cot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One question of every task that was asked both ways, with the task's accuracy each way."""
-    accuracy = {score["task"]: score["accuracy"] for score in evaluation["scores"]}
-    by_task: dict[str, dict[str, Any]] = {}
-    for result in evaluation["results"]:
-        by_task.setdefault(result["task"], {})[result["prompt"]] = result
-    pairs = []
-    for name in [name for name in by_task if name.endswith(":direct")]:
-        stepwise = name.partition(":")[0]
-        prompt = next(prompt for prompt in by_task[name] if prompt in by_task[stepwise])
-        direct, cot = by_task[name][prompt], by_task[stepwise][prompt]
-        pairs.append(
-            {
-                "prompt": prompt,
-                "expected": direct["expected"],
-                "direct": {"response": direct["response"], "ok": direct["ok"]},
-                "cot": {"response": cot["response"], "ok": cot["ok"]},
-                "accuracies": {"direct": accuracy[name], "cot": accuracy[stepwise]},
-            }
-        )
-    return pairs
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    found = {"hrm-text": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "tokenizers", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the run was made on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "device": f"{device}: {name}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
 def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console) -> Run:
     """Run the quickstart and say on ``console`` what came out and what to type next."""
     stages = ("records", "tokenizer", "tokenise", "sample", "test before", "train", "export", "test after", "report")
@@ -434,47 +328,3 @@ def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console)
         raise
     print_outcome(run, job.paths, time.monotonic() - started, console)
     return run
-
-
-def print_outcome(run: Run, paths: Paths, seconds: float, console: rich.console.Console) -> None:
-    """The result as a table, one question asked both ways, and what to type next."""
-    from rich.table import Table
-
-    table = Table(title="Held-out questions answered right", title_justify="left", header_style="bold")
-    for column, justify in (("task", "left"), ("condition", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("95 % interval", justify="right")
-    table.add_column("chance", justify="right")
-    for task in run["tasks"]:
-        table.add_row(
-            task["task"],
-            task["condition"],
-            f"{task['before']:.1%}",
-            f"[bold]{task['after']:.1%}[/]",
-            f"{task['low']:.0%} to {task['high']:.0%}",
-            f"{task['chance']:.0%}",
-        )
-    console.print(table)
-    top = headline(run["tasks"])
-    assert top is not None
-    console.print(
-        f"mean of {top['num_tasks']} rows: {top['mean_before']:.1%} before, [bold]{top['mean_after']:.1%}[/] after; "
-        f"{top['num_above_95']} above 95 %",
-        highlight=False,
-    )
-    for pair in run["direct_vs_cot"][:2]:
-        console.print(rich.text.Text(f"\n{pair['prompt']}", style="bold"))
-        for condition in ("direct", "cot"):
-            answer = pair[condition]
-            mark = "[green]right[/]" if answer["ok"] else "[red]wrong[/]"
-            console.print(f"  {condition:6} {mark}  ", end="", highlight=False)
-            console.print(rich.text.Text(answer["response"]))
-    console.print(
-        f"\n{seconds:.0f} s. Wrote {paths.report} and {paths.weights}. Next:\n"
-        f"  hrm-text generate {paths.weights} --condition cot --prompt '57 + 38'\n"
-        f"  hrm-text eval {paths.weights} --tasks quickstart\n"
-        f"  tensorboard --logdir {paths.run}/tensorboard",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
