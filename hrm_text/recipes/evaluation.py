@@ -20,6 +20,7 @@ from hrm_text.eval.comparison import compare
 from hrm_text.eval.held_in import trained_sources
 from hrm_text.eval.runs import Plan, plan_run, run
 from hrm_text.eval.sources import HubRows, LocalRows
+from hrm_text.eval.task import Task
 from hrm_text.eval.tasks import find_tasks
 from hrm_text.files import sha256, write_json
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
@@ -208,6 +209,34 @@ def evaluate_weights(
             on_progress=on_progress,
         ),
     )
+
+
+def evaluate_model(
+    model: TextModel,
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    identity: Mapping[str, Any],
+    batch: int = 128,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model that is in memory upon tasks that read no data set, or go on with it.
+
+    Args:
+        model: what answers.
+        tasks: of ``exact_task``.
+        out: the run's folder.
+        identity: of the model and whatever else answers depend on, as JSON.
+        batch: slots of the engine.
+        on_progress: called with the responses that are there, and their number in all.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    answerer = EngineAnswerer(model, batch)
+    plan = plan_run(tasks, HubRows(), answerer, identity=identity)
+    device = next(model.module.parameters()).device.type
+    return run(plan, answerer, out, machine=machine(device), on_progress=on_progress)
 
 
 def compare_weights(

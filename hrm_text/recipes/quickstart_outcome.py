@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,47 @@ SAMPLES_SHOWN = 2
 """Answers of each task that the report shows."""
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file."""
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
     with path.open("rb") as lines:
         for line in lines:
             yield orjson.loads(line)
 
 
-def samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_answered(folder: Path) -> list[dict[str, Any]]:
+    """The answers of a finished evaluation, one to a question, each with the fields of its question."""
+    asked, answered = (list(read_lines(folder / f"{name}.jsonl")) for name in ("questions", "answers"))
+    return [
+        question | answer | {"condition": question["asked_under"], "ok": answer["strict"] == 1}
+        for question, answer in zip(asked, answered, strict=True)
+    ]
+
+
+def samples(answered: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The first few answers of every task, right or wrong as they came."""
     shown: dict[str, list[dict[str, Any]]] = {}
-    for result in evaluation["results"]:
-        of_task = shown.setdefault(result["task"], [])
+    for each in answered:
+        of_task = shown.setdefault(each["task"], [])
         if len(of_task) < SAMPLES_SHOWN:
-            of_task.append({**result, "task": result["task"].partition(":")[0]})
-    keys = ("task", "condition", "prompt", "response", "expected", "ok")
-    return [{key: each[key] for key in keys} for of_task in shown.values() for each in of_task]
+            of_task.append(
+                {
+                    "task": each["task"].partition(":")[0],
+                    "condition": each["condition"],
+                    "prompt": each["prompt"],
+                    "response": each["text"],
+                    "expected": each["answer"],
+                    "ok": each["ok"],
+                }
+            )
+    return [sample for of_task in shown.values() for sample in of_task]
 
 
-def direct_vs_cot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def direct_vs_cot(answered: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One question of every task that was asked both ways, with the task's accuracy each way."""
-    accuracy = {score["task"]: score["accuracy"] for score in evaluation["scores"]}
-    by_task: dict[str, dict[str, Any]] = {}
-    for result in evaluation["results"]:
-        by_task.setdefault(result["task"], {})[result["prompt"]] = result
+    accuracy = {score["task"]: score["strict"] for score in scores}
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for each in answered:
+        by_task.setdefault(each["task"], {})[each["prompt"]] = each
     pairs = []
     for name in [name for name in by_task if name.endswith(":direct")]:
         stepwise = name.partition(":")[0]
@@ -49,9 +66,9 @@ def direct_vs_cot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         pairs.append(
             {
                 "prompt": prompt,
-                "expected": direct["expected"],
-                "direct": {"response": direct["response"], "ok": direct["ok"]},
-                "cot": {"response": cot["response"], "ok": cot["ok"]},
+                "expected": direct["answer"],
+                "direct": {"response": direct["text"], "ok": direct["ok"]},
+                "cot": {"response": cot["text"], "ok": cot["ok"]},
                 "accuracies": {"direct": accuracy[name], "cot": accuracy[stepwise]},
             }
         )

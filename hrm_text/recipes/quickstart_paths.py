@@ -42,6 +42,10 @@ class Paths:
     def report(self) -> Path:
         return self.out / "report.html"
 
+    def evaluation(self, name: str) -> Path:
+        """What the model was asked before and after, and what it answered: see ``eval.runs``."""
+        return self.out / "evaluation" / name
+
     def result(self, name: str) -> Path:
         """What a stage found out, as JSON."""
         return self.out / "results" / f"{name}.json"
