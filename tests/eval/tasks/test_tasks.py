@@ -7,9 +7,10 @@ import pytest
 
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural import CPU_WEIGHTS, TASKS
+from hrm_text.eval import tasks as registry
 from hrm_text.eval.exact import given_questions
 from hrm_text.eval.scoring.letters import score_last_letter
-from hrm_text.eval.tasks import FAMILIES, find_tasks, task_names
+from hrm_text.eval.tasks import FAMILIES, benchmarks, find_tasks, task_names
 
 
 def test_names_select_generators_conditions_families_and_files(tmp_path: Path) -> None:
@@ -21,6 +22,12 @@ def test_names_select_generators_conditions_families_and_files(tmp_path: Path) -
     assert [task.condition for task in tasks] == ["direct", "direct", "cot"]
     assert [task.name for task in find_tasks(["quickstart"], limit=1)] == list(CPU_WEIGHTS)
     assert {*FAMILIES, *TASKS, *FAMILIES["published"], "arc", "arc_easy"} <= set(task_names())
+
+
+@pytest.mark.parametrize("name", benchmarks())
+def test_a_benchmark_is_prompts_a_scorer_and_metadata(name: str) -> None:
+    file = Path(registry.__file__).with_name(f"{name}.py")
+    assert len(file.read_text().splitlines()) <= 40
 
 
 def test_a_name_given_twice_is_one_task() -> None:
