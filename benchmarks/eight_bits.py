@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrm_text.eval.runner import EvalItem, evaluate
-from hrm_text.eval.tasks import load_tasks
+from hrm_text.eval.exact import given_questions
+from hrm_text.eval.task import Question, Task
+from hrm_text.eval.tasks import find_tasks
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.sampling import Chosen, RowState
 from hrm_text.infer.text_model import Quantize, TextModel, load
+from hrm_text.recipes.evaluation import evaluate_model
+from hrm_text.recipes.quickstart_outcome import read_answered
 
 
 def main() -> None:
@@ -33,21 +37,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
-    tasks = load_tasks(given.tasks.split(","), limit=given.limit, seed=0)
-    items = [item for task in tasks for item in task.items]
-    print(f"{given.weights}: {len(items)} questions of {len(tasks)} tasks, {given.dtype} on {given.device}")
+    tasks = find_tasks(given.tasks.split(","), limit=given.limit)
+    asked = [(task, question) for task in tasks for question in given_questions(task)]
+    print(f"{given.weights}: {len(asked)} questions of {len(tasks)} tasks, {given.dtype} on {given.device}")
     print(f"{'weights':10}{'cache':10}{'perplexity':>12}{'exact match':>14}{'answers changed':>18}")
     first: list[str] | None = None
     weights: tuple[Quantize, ...] = ("none", "int8")
     caches: tuple[KeyValues, ...] = ("auto", "int8")
     for quantize, kv_cache in itertools.product(weights, caches):
         model = load(given.weights, device=given.device, dtype=given.dtype, quantize=quantize, kv_cache=kv_cache)
-        outcome = evaluate(model, tasks)
-        answers = [result.response for result in outcome.results]
+        with tempfile.TemporaryDirectory() as run:
+            evaluate_model(model, tasks, Path(run), identity={})
+            outcome = read_answered(Path(run))
+        answers = [result["text"] for result in outcome]
         first = first or answers
         changed = sum(a != b for a, b in zip(answers, first, strict=True)) / len(answers)
-        right = sum(result.ok for result in outcome.results) / len(answers)
-        ppl = perplexity(model, items, kv_cache)
+        right = sum(result["ok"] for result in outcome) / len(answers)
+        ppl = perplexity(model, asked, kv_cache)
         print(f"{quantize:10}{kv_cache:10}{ppl:12.4f}{right:14.2%}{changed:18.2%}", flush=True)
 
 
@@ -64,15 +70,15 @@ class Teacher:
         return Chosen(ids_B, ())
 
 
-def perplexity(model: TextModel, items: Sequence[EvalItem], kv_cache: KeyValues) -> float:
+def perplexity(model: TextModel, asked: Sequence[tuple[Task, Question]], kv_cache: KeyValues) -> float:
     """exp of the mean loss per token of the answers, end tokens counted."""
     engine = model.engine(max_batch=64, kv_cache=kv_cache)
-    answers = [model.prompt_format.response_ids(item.answer) for item in items]
+    answers = [model.prompt_format.response_ids(question.answer) for _, question in asked]
     teacher = Teacher(answers)
     engine.sampler = teacher  # type: ignore[assignment]
-    for number, (item, answer) in enumerate(zip(items, answers, strict=True)):
-        prefix = model.prompt_format.prefix_ids(item.condition, item.prompt)
-        # The number of the item travels as the seed of a draw that is never made.
+    for number, ((task, question), answer) in enumerate(zip(asked, answers, strict=True)):
+        prefix = model.prompt_format.prefix_ids(task.asked_under(question), question.prompt)
+        # The number of the question travels as the seed of a draw that is never made.
         engine.submit(Request((Turn(tuple(prefix)),), len(answer), Sampling(seed=number)))
     while engine.has_work:
         engine.step()

@@ -16,6 +16,7 @@ import io
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ import rich.console
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural import CPU_WEIGHTS, find_task, generate
 from hrm_text.data.records import find_record_files, write_jsonl
-from hrm_text.eval.runner import evaluate
-from hrm_text.eval.tasks import load_tasks
+from hrm_text.eval.tasks import find_tasks
 from hrm_text.files import read_json, whole_file, write_json
 from hrm_text.infer.text_model import TextModel, load
+from hrm_text.recipes.evaluation import evaluate_model
 from hrm_text.recipes.train import train
 from hrm_text.train.starting import train_config
 
@@ -81,8 +82,9 @@ def records(quickstart: Path, task: str, count: int, replay: float, seed: int, o
 
 def scores(model: TextModel, tasks: Sequence[str], limit: int) -> Scores:
     """Accuracy on held-out questions by task."""
-    found = evaluate(model, load_tasks(tasks, limit=limit), batch_size=model.batch_size)
-    return {score.task: score.accuracy for score in found.scores}
+    with tempfile.TemporaryDirectory() as run:
+        found = evaluate_model(model, find_tasks(tasks, limit=limit), Path(run), identity={}, batch=model.batch_size)
+    return {score["task"]: score["strict"] for score in found["scores"]}
 
 
 def fine_tuned(way: Way, seed: int, options: argparse.Namespace) -> dict[str, Any]:

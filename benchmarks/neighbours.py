@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from hrm_text.contracts import UserError
-from hrm_text.eval.tasks import load_tasks
+from hrm_text.eval.exact import given_questions
+from hrm_text.eval.tasks import find_tasks
 from hrm_text.infer.answering import Answering
 from hrm_text.infer.engine import DecodingEngine
 from hrm_text.infer.requests import Request, Sampling, Turn
@@ -185,9 +186,11 @@ def trained_load(given: argparse.Namespace) -> tuple[Answering, list[Request]]:
     """The model of a folder, and the questions of tasks."""
     model = load(given.weights, device=given.device, dtype=given.dtype, quantize=given.quantize)
     requests = [
-        Request((Turn(tuple(model.prompt_format.prefix_ids(item.condition, item.prompt))),), task.max_new_tokens)
-        for task in load_tasks(given.tasks.split(","), limit=given.limit, seed=0)
-        for item in task.items
+        Request(
+            (Turn(tuple(model.prompt_format.prefix_ids(task.asked_under(each), each.prompt))),), task.max_new_tokens
+        )
+        for task in find_tasks(given.tasks.split(","), limit=given.limit)
+        for each in given_questions(task)
     ]
     return model, requests
 

@@ -125,10 +125,12 @@ def show_scores(scores: Sequence[Mapping[str, Any]], *, json: bool) -> None:
 def show_speed(speed: Mapping[str, float]) -> None:
     """One line about the asking, unless all was there already."""
     if speed["seconds"]:
+        busy = ""
+        if speed["steps"] > speed["steps_of_tail"]:
+            busy = f"; {speed['busy_slots']:.1%} of {speed['batch']:.0f} slots busy until the tail"
         tell(
             f"{speed['seconds']:.1f} s, {speed['tokens_per_second']:,.0f} tokens/s of responses, "
-            f"{speed['prompt_tokens_per_second']:,.0f} of prompts; {speed['busy_slots']:.1%} of {speed['batch']:.0f} "
-            "slots busy until the tail"
+            f"{speed['prompt_tokens_per_second']:,.0f} of prompts{busy}"
         )
 
 

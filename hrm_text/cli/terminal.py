@@ -28,14 +28,20 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def progress_bar(what: str, unit: str) -> Iterator[Callable[[float, float], None]]:
     """An on_progress(done, total) that draws a bar with rate and time left."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s")
 
     console = notes()
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn(unit),
+        TextColumn("{task.percentage:>3.0f}%"),
+        Rate(),
         TimeRemainingColumn(),
         console=console,
         transient=True,

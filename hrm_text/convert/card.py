@@ -28,7 +28,7 @@ class Score(Protocol):
     @property
     def n(self) -> int: ...
     @property
-    def accuracy(self) -> float: ...
+    def strict(self) -> float: ...
     @property
     def low(self) -> float: ...
     @property
@@ -187,8 +187,8 @@ def _scores(card: Card) -> list[str]:
     lines = ["| task | n | accuracy | 95 % interval | chance |", "|---|---:|---:|---:|---:|"]
     for s in card.scores:
         interval = f"{100 * s.low:.1f} to {100 * s.high:.1f}"
-        lines.append(f"| {s.task} | {s.n:,} | {100 * s.accuracy:.1f} | {interval} | {100 * s.chance:.1f} |")
-    mean = sum(s.accuracy for s in card.scores) / len(card.scores)
+        lines.append(f"| {s.task} | {s.n:,} | {100 * s.strict:.1f} | {interval} | {100 * s.chance:.1f} |")
+    mean = sum(s.strict for s in card.scores) / len(card.scores)
     return [f"Exact match in per cent on {card.scored_on}; mean of the tasks {100 * mean:.1f}.", "\n".join(lines)]
 
 

@@ -1,4 +1,4 @@
-"""What the runner needs of a model: text in, text out, many at once. It never learns what answers."""
+"""What a run needs of a model: text in, text out, many at once. It never learns what answers."""
 
 from __future__ import annotations
 

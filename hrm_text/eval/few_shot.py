@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
-from hrm_text.eval.scoring.letters import letter
-from hrm_text.eval.task import Question, Row
+from hrm_text.eval.scoring.letters import letter, score_sole_letter
+from hrm_text.eval.task import Dataset, Question, Row, Rows, Task
 
 
 class Shot(NamedTuple):
@@ -62,10 +63,34 @@ class FewShot:
         return self.ask(choice.asked, answer=letter(choice.right), choices=len(choice.options), **fields)
 
 
-def choice_questions(
-    choice: Callable[[Row], Choice], rows: Iterable[Row], examples: Iterable[Row]
-) -> Iterator[Question]:
-    """A question of every row, each after the same examples, named by the row's ``id`` or else its number."""
-    few = FewShot(choice(row).shot for row in examples)
-    for index, row in enumerate(rows):
-        yield few.choose(choice(row), id=str(row.get("id", index)))
+def choice_task(
+    name: str,
+    title: str,
+    *,
+    examples: Dataset,
+    asked: Dataset,
+    choice: Callable[[Row], Choice],
+    shots: int,
+    chance: float,
+    held_in: tuple[str, ...],
+) -> Task:
+    """A benchmark of the published protocol that is answered by the letter of an option, and nothing else.
+
+    Args:
+        name: of the task.
+        title: for people.
+        examples: the split whose first ``shots`` rows stand, answered, before every question.
+        asked: the split of which every row is a question, named by its ``id`` or else its number.
+        choice: reads a row of either.
+        shots: examples.
+        chance: score that is reached without looking at the question.
+        held_in: see ``Task``.
+    """
+
+    def questions(rows: Rows) -> Iterator[Question]:
+        few = FewShot(choice(row).shot for row in islice(rows(examples), shots))
+        for index, row in enumerate(rows(asked)):
+            yield few.choose(choice(row), id=str(row.get("id", index)))
+
+    data, score = (examples, asked), score_sole_letter
+    return Task(name, 1, title, data, questions, score, "direct", 1, shots=shots, chance=chance, held_in=held_in)

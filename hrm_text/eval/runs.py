@@ -54,7 +54,7 @@ class Item:
     @property
     def condition(self) -> str:
         """What it is asked under."""
-        return self.question.condition or self.task.condition
+        return self.task.asked_under(self.question)
 
     def key(self, sample: int) -> Key:
         """Of one of its responses."""
@@ -166,7 +166,7 @@ def _fitted(task: Task, question: Question, answerer: Answerer) -> Item:
     room = min(task.max_new_tokens, ROOM)
     prompt, length = question.prompt, 0
     for prompt in (question.prompt, *question.shorter):
-        length = answerer.num_tokens(question.condition or task.condition, prompt)
+        length = answerer.num_tokens(task.asked_under(question), prompt)
         if length + room <= context:
             break
     return Item(task, question, prompt, max(0, min(task.max_new_tokens, context - length)))
@@ -232,6 +232,7 @@ def run(
                     on_progress(there, len(keys))
 
             answerer.ask([plan.asked(*wanted[number]) for number in missing], told)
+        assert there == len(keys), f"{len(keys) - there} questions were left without an answer"
     nothing = Answer("", 0, "no room")
     scored = [
         answered(item.task, item.question, [answers.get(item.key(n), nothing) for n in range(item.task.samples)])

@@ -97,3 +97,7 @@ class Task:
     """Sources of the released mixture whose records are this benchmark's training split."""
     runs_code: bool = False
     """Scoring executes what the model wrote: only on request."""
+
+    def asked_under(self, question: Question) -> str:
+        """The condition of one of its questions."""
+        return question.condition or self.condition

@@ -44,6 +44,9 @@ class EngineStatus:
     preemptions_total: int
     """How often a text gave its memory to an older one, to be continued later."""
     steps_total: int
+    """Passes that gave every text of a batch one more token."""
+    rows_total: int
+    """Of those passes together, the rows that held a text."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class DecodingEngine:
         self._pieces: list[Piece] = []
         self._submitted = 0
         self._blocked_at: int | None = None
-        self._prompt_tokens = self._cached_tokens = self._generated = self._preemptions = self._steps = 0
+        self._prompt_tokens = self._cached_tokens = self._generated = self._preemptions = self._steps = self._rows = 0
 
     # ------------------------------------------------------------------------------------------------------ asking ---
 
@@ -178,14 +181,22 @@ class DecodingEngine:
             generated_tokens_total=self._generated,
             preemptions_total=self._preemptions,
             steps_total=self._steps,
+            rows_total=self._rows,
         )
 
     # ----------------------------------------------------------------------------------------------------- working ---
 
-    def step(self) -> list[Piece]:
-        """Take in who waits, make one more token of every text, and tell what has become final since."""
-        self._admit()
-        self._collect(self._most_pending)
+    def step(self, fill: bool = False) -> list[Piece]:
+        """Take in who waits, make one more token of every text, and tell what has become final since.
+
+        Who waits is taken in by one pass over prompts, so that nobody's next token is held up for long; ``fill`` takes
+        as many passes as give rows to more texts. Where nobody looks at single tokens, full steps are fewer steps.
+        """
+        before = -1
+        while before < (rows := sum(map(len, self._lanes.values()))):
+            self._admit()
+            self._collect(self._most_pending)
+            before = rows if fill else self.max_batch
         for lane in list(self._lanes.values()):
             if len(lane):
                 self._decode(lane)
@@ -281,6 +292,7 @@ class DecodingEngine:
         for text in texts:
             text.length += 1
         self._steps += 1
+        self._rows += len(texts)
         self._launched(texts, chosen)
 
     def _texts_of(self, lane: Lane) -> list[Text]:

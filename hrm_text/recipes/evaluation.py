@@ -20,12 +20,13 @@ from hrm_text.eval.comparison import compare
 from hrm_text.eval.held_in import trained_sources
 from hrm_text.eval.runs import Plan, plan_run, run
 from hrm_text.eval.sources import HubRows, LocalRows
+from hrm_text.eval.task import Task
 from hrm_text.eval.tasks import find_tasks
 from hrm_text.files import sha256, write_json
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.text_model import Quantize, TextModel, is_checkpoint, load
 from hrm_text.model.checkpoint_files import find_checkpoint
-from hrm_text.recipes.quickstart import machine, versions
+from hrm_text.recipes.provenance import machine, versions
 
 RUNS = Path("runs/eval")
 """Where runs lie that are given no folder."""
@@ -79,8 +80,7 @@ class EngineAnswerer:
             raise UserError(f"--batch must be at least 1, found {max_batch}")
         self.model, self.max_batch = model, max_batch
         self.seconds, self.prompt_tokens, self.new_tokens = 0.0, 0, 0
-        self._busy_steps: list[int] = []
-        self._tail_steps = 0
+        self._steps = self._steps_before_tail = self._rows_before_tail = 0
 
     @property
     def context(self) -> int:
@@ -109,42 +109,41 @@ class EngineAnswerer:
             sampling = Sampling(temperature=one.temperature, top_p=one.top_p, seed=one.seed)
             numbers[engine.submit(Request((Turn(tuple(prefixes[index])),), one.max_new_tokens, sampling))] = index
         texts: dict[int, list[str]] = defaultdict(list)
-        waiting = len(order) > self.max_batch
+        status = engine.status
+        before_tail = status
         while engine.has_work:
-            ended = 0
-            for piece in engine.step():
+            for piece in engine.step(fill=True):
                 texts[piece.request].append(piece.text)
                 if piece.finish_reason is not None:
                     assert piece.finish_reason != "cancelled"
-                    ended += 1
                     text = "".join(texts.pop(piece.request))
                     told(numbers[piece.request], Answer(text, piece.num_tokens, piece.finish_reason))
             status = engine.status
-            waiting = waiting and status.waiting > 0
-            if waiting:
-                self._busy_steps.append(min(self.max_batch, status.running + ended))
-            else:
-                self._tail_steps += 1
+            if status.waiting:
+                before_tail = status
+        self._steps += status.steps_total
+        self._steps_before_tail += before_tail.steps_total
+        self._rows_before_tail += before_tail.rows_total
         self.seconds += time.perf_counter() - started
-        self.prompt_tokens += engine.status.prompt_tokens_total - engine.status.cached_prompt_tokens_total
-        self.new_tokens += engine.status.generated_tokens_total
+        self.prompt_tokens += status.prompt_tokens_total - status.cached_prompt_tokens_total
+        self.new_tokens += status.generated_tokens_total
 
     def speed(self) -> dict[str, float]:
         """Of all that was asked: seconds, tokens per second, and the share of slots with a text until the tail.
 
         The tail begins with the step after which nobody waits. Before it every free slot is a loss; within it there is
-        nothing left to fill one with.
+        nothing left to fill one with. A response of one token comes with the pass over its prompt, and takes no step.
         """
         seconds = self.seconds or 1.0
-        steps = len(self._busy_steps)
+        steps = self._steps_before_tail
         return {
             "batch": self.max_batch,
             "seconds": self.seconds,
             "prompt_tokens_per_second": self.prompt_tokens / seconds,
             "tokens_per_second": self.new_tokens / seconds,
-            "busy_slots": sum(self._busy_steps) / (steps * self.max_batch) if steps else 1.0,
-            "steps": steps + self._tail_steps,
-            "steps_of_tail": self._tail_steps,
+            "busy_slots": self._rows_before_tail / (steps * self.max_batch) if steps else 1.0,
+            "steps": self._steps,
+            "steps_of_tail": self._steps - steps,
         }
 
 
@@ -208,6 +207,34 @@ def evaluate_weights(
             on_progress=on_progress,
         ),
     )
+
+
+def evaluate_model(
+    model: TextModel,
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    identity: Mapping[str, Any],
+    batch: int = 128,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model that is in memory upon tasks that read no data set, or go on with it.
+
+    Args:
+        model: what answers.
+        tasks: of ``exact_task``.
+        out: the run's folder.
+        identity: of the model and whatever else answers depend on, as JSON.
+        batch: slots of the engine.
+        on_progress: called with the responses that are there, and their number in all.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    answerer = EngineAnswerer(model, batch)
+    plan = plan_run(tasks, HubRows(), answerer, identity=identity)
+    device = next(model.module.parameters()).device.type
+    return run(plan, answerer, out, machine=machine(device), on_progress=on_progress)
 
 
 def compare_weights(

@@ -6,18 +6,14 @@ finished piece of work and ends with the same model.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
 import rich.console
 import torch
 
@@ -31,8 +27,11 @@ from hrm_text.data.sources import build_gpu_mixture
 from hrm_text.data.sources.registry import SOURCES
 from hrm_text.data.tokenize import TokenizeSummary, tokenize_files
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokenizer
-from hrm_text.eval.runner import EvalTask, Evaluation, TaskScore, evaluate
-from hrm_text.eval.tasks import load_tasks
+from hrm_text.eval.exact import given_questions
+from hrm_text.eval.scores import TaskScore
+from hrm_text.eval.statistics import mean
+from hrm_text.eval.task import Task
+from hrm_text.eval.tasks import find_tasks
 from hrm_text.eval.tasks.held_out import held_out_task
 from hrm_text.files import read_json, write_json
 from hrm_text.infer.text_model import TextModel, load
@@ -42,8 +41,12 @@ from hrm_text.model.plan import Step, call_names, plan
 from hrm_text.model.recurrence import build
 from hrm_text.model.weights import parse_dtype
 from hrm_text.recipes.display import Display
+from hrm_text.recipes.evaluation import evaluate_model, weights_hash
 from hrm_text.recipes.presets import QuickstartPreset, find_preset
-from hrm_text.recipes.report import Run, headline, write_report
+from hrm_text.recipes.provenance import machine, versions
+from hrm_text.recipes.quickstart_outcome import direct_vs_cot, print_outcome, read_answered, read_lines, samples
+from hrm_text.recipes.quickstart_paths import Paths
+from hrm_text.recipes.report import Run, write_report
 from hrm_text.recipes.stages import Progress, Stage
 from hrm_text.settings import from_mapping, to_mapping
 from hrm_text.train.config import TrainConfig, plain
@@ -52,49 +55,6 @@ from hrm_text.train.loop import Trainer, resolved
 from hrm_text.train.metrics import device_memory_bytes
 
 STEP_BY_STEP = "cot"
-SAMPLES_SHOWN = 2
-"""Answers of each task that the report shows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Paths:
-    """Where everything lies in the output folder."""
-
-    out: Path
-
-    @property
-    def records(self) -> Path:
-        """train/ and held_out/: a JSONL file per stratum."""
-        return self.out / "records"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.out / "tokenizer"
-
-    def store(self, split: str) -> Path:
-        """Tokens of a split."""
-        return self.out / "store" / split
-
-    def sampled(self, split: str) -> Path:
-        """Epochs of a split: what training reads."""
-        return self.out / "sampled" / split
-
-    @property
-    def run(self) -> Path:
-        """Checkpoints and metrics."""
-        return self.out / "train"
-
-    @property
-    def weights(self) -> Path:
-        return self.out / "weights"
-
-    @property
-    def report(self) -> Path:
-        return self.out / "report.html"
-
-    def result(self, name: str) -> Path:
-        """What a stage found out, as JSON."""
-        return self.out / "results" / f"{name}.json"
 
 
 class Quickstart:
@@ -189,9 +149,10 @@ class Quickstart:
         module = build(config.model, seed=config.seed, device=config.device, dtype=parse_dtype(config.dtype))
         info = tokenizer_info(self.paths.tokenizer)
         engine = TextModel(module, PromptFormat(load_tokenizer(self.paths.tokenizer), info))
-        evaluation = self._evaluate(engine, self._tasks(self.preset.items_before), display, "before")
+        tasks, untrained = self._tasks(self.preset.items_before), f"untrained, seed {config.seed}"
+        scores = self._evaluate(engine, tasks, display, "before", untrained)
         write_json(self.paths.result("norms_before"), self.state_norms(engine))
-        return f"{evaluation.mean_accuracy:.1%} right"
+        return f"{mean([score.strict for score in scores]):.1%} right"
 
     def train(self, display: Display) -> str:
         """Train, or continue to."""
@@ -214,10 +175,10 @@ class Quickstart:
         """Ask the exported model the same questions, then write its scores into its model card."""
         config = resolved(self.train_config)
         engine = load(self.paths.weights, device=config.device, dtype=config.dtype)
-        evaluation = self._evaluate(engine, self.tasks, display, "after")
+        scores = self._evaluate(engine, self.tasks, display, "after", weights_hash(self.paths.weights))
         write_json(self.paths.result("norms_after"), self.state_norms(engine))
-        self._write_weights(evaluation.scores)
-        return f"{evaluation.mean_accuracy:.1%} right"
+        self._write_weights(scores)
+        return f"{mean([score.strict for score in scores]):.1%} right"
 
     def report(self, display: Display) -> str:
         """Gather what the stages found out and write the page."""
@@ -244,29 +205,31 @@ class Quickstart:
         return from_mapping(TrainConfig, values, "quickstart")
 
     @cached_property
-    def tasks(self) -> list[EvalTask]:
+    def tasks(self) -> list[Task]:
         """What the trained model is asked."""
         return self._tasks(self.preset.items_per_task)
 
-    def _tasks(self, limit: int) -> list[EvalTask]:
+    def _tasks(self, limit: int) -> list[Task]:
         """Each task under its own condition; those that show their steps under ``direct`` as well."""
         if self.preset.data == "procedural":
-            own = load_tasks(list(CPU_WEIGHTS), limit=limit)
-            stepwise = [task.name for task in own if task.items[0].condition == STEP_BY_STEP]
-            return own + load_tasks([f"{name}:direct" for name in stepwise], limit=limit)
+            own = find_tasks(list(CPU_WEIGHTS), limit=limit)
+            stepwise = [task.name for task in own if task.condition == STEP_BY_STEP]
+            return own + find_tasks([f"{name}:direct" for name in stepwise], limit=limit)
         files = sorted((self.paths.records / "held_out").rglob("*.jsonl"))
         return [held_out_task(file, limit=limit) for file in files]
 
-    def _evaluate(self, engine: TextModel, tasks: Sequence[EvalTask], display: Display, name: str) -> Evaluation:
-        engine.batch_size = self.preset.items_at_once
-        evaluation = evaluate(
+    def _evaluate(
+        self, engine: TextModel, tasks: Sequence[Task], display: Display, name: str, weights: str
+    ) -> list[TaskScore]:
+        results = evaluate_model(
             engine,
             tasks,
-            batch_size=self.preset.items_at_once,
-            on_progress=lambda done, total: display.progress(done, total, f"{done:,} of {total:,} questions"),
+            self.paths.evaluation(name),
+            identity={"weights": weights, "versions": versions()},
+            batch=self.preset.items_at_once,
+            on_progress=lambda done, total: display.progress(done, total, f"{done:,.0f} of {total:,.0f} questions"),
         )
-        write_json(self.paths.result(name), dataclasses.asdict(evaluation))
-        return evaluation
+        return [TaskScore(**score) for score in results["scores"]]
 
     def _write_weights(self, scores: Sequence[TaskScore] = ()) -> None:
         tasks = ", ".join(CPU_WEIGHTS) if self.preset.data == "procedural" else ", ".join(SOURCES)
@@ -283,7 +246,8 @@ class Quickstart:
     def state_norms(self, engine: TextModel) -> list[dict[str, Any]]:
         """Mean norm over tokens of what each module call writes, and of what it changes, on held-out prompts."""
         model, prompt_format = engine.module, engine.prompt_format
-        prompts = [prompt_format.prefix_ids(task.items[0].condition, task.items[0].prompt) for task in self.tasks]
+        first = [(task, given_questions(task)[0]) for task in self.tasks]
+        prompts = [prompt_format.prefix_ids(task.asked_under(each), each.prompt) for task, each in first]
         lengths = torch.tensor([len(ids) for ids in prompts])
         device = model.lm_head.weight.device
         ids_T = torch.tensor([token for ids in prompts for token in ids], device=device)
@@ -302,10 +266,10 @@ class Quickstart:
     def gather(self) -> Run:
         """Everything the report shows, from the files the stages left."""
         paths, result = self.paths, lambda name: read_json(self.paths.result(name))
-        before, after, trained = result("before"), result("after"), result("train")
-        before_scores = {score["task"]: score for score in before["scores"]}
-        conditions = {task.name: task.items[0] for task in self.tasks}
-        records = list(read_metrics(paths.run / "metrics.jsonl"))
+        trained, answers = result("train"), read_answered(paths.evaluation("after"))
+        before, after = (read_json(paths.evaluation(name) / "results.json")["scores"] for name in ("before", "after"))
+        before_scores = {score["task"]: score["strict"] for score in before}
+        records = list(read_lines(paths.run / "metrics.jsonl"))
         config = resolved(self.train_config)
         stages = [{"name": name, **done} for name, done in self.progress.finished.items()]
         norms_before, norms_after = result("norms_before"), result("norms_after")
@@ -324,16 +288,16 @@ class Quickstart:
             "tasks": [
                 {
                     "task": score["task"].partition(":")[0],
-                    "condition": conditions[score["task"]].condition,
+                    "condition": score["condition"],
                     "n": score["n"],
-                    "before": before_scores[score["task"]]["accuracy"],
-                    "after": score["accuracy"],
+                    "before": before_scores[score["task"]],
+                    "after": score["strict"],
                     "low": score["low"],
                     "high": score["high"],
                     "chance": score["chance"],
-                    "example": conditions[score["task"]].prompt,
+                    "example": next(each["prompt"] for each in answers if each["task"] == score["task"]),
                 }
-                for score in after["scores"]
+                for score in after
             ],
             "state_norms": [
                 {
@@ -345,78 +309,16 @@ class Quickstart:
                 }
                 for early, late in zip(norms_before, norms_after, strict=True)
             ],
-            "samples": samples(after),
-            "direct_vs_cot": direct_vs_cot(after),
+            "samples": samples(answers),
+            "direct_vs_cot": direct_vs_cot(answers, after),
             "files": [
                 {"path": str(paths.weights), "what": "the model: weights, tokenizer, model card"},
                 {"path": str(paths.run), "what": "checkpoints, metrics.jsonl, TensorBoard events"},
+                {"path": str(paths.evaluation("after")), "what": "every question with its answer and its score"},
                 {"path": str(paths.result("run")), "what": "the figures of this report as JSON"},
             ],
         }
         return run  # type: ignore[return-value]
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file."""
-    with path.open("rb") as lines:
-        for line in lines:
-            yield orjson.loads(line)
-
-
-def samples(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first few answers of every task, right or wrong as they came."""
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for result in evaluation["results"]:
-        of_task = shown.setdefault(result["task"], [])
-        if len(of_task) < SAMPLES_SHOWN:
-            of_task.append({**result, "task": result["task"].partition(":")[0]})
-    keys = ("task", "condition", "prompt", "response", "expected", "ok")
-    return [{key: each[key] for key in keys} for of_task in shown.values() for each in of_task]
-
-
-def direct_vs_cot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One question of every task that was asked both ways, with the task's accuracy each way."""
-    accuracy = {score["task"]: score["accuracy"] for score in evaluation["scores"]}
-    by_task: dict[str, dict[str, Any]] = {}
-    for result in evaluation["results"]:
-        by_task.setdefault(result["task"], {})[result["prompt"]] = result
-    pairs = []
-    for name in [name for name in by_task if name.endswith(":direct")]:
-        stepwise = name.partition(":")[0]
-        prompt = next(prompt for prompt in by_task[name] if prompt in by_task[stepwise])
-        direct, cot = by_task[name][prompt], by_task[stepwise][prompt]
-        pairs.append(
-            {
-                "prompt": prompt,
-                "expected": direct["expected"],
-                "direct": {"response": direct["response"], "ok": direct["ok"]},
-                "cot": {"response": cot["response"], "ok": cot["ok"]},
-                "accuracies": {"direct": accuracy[name], "cot": accuracy[stepwise]},
-            }
-        )
-    return pairs
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    found = {"hrm-text": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "tokenizers", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(device: str) -> dict[str, str]:
-    """What the run was made on."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "device": f"{device}: {name}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console) -> Run:
@@ -434,47 +336,3 @@ def quickstart(out: Path, preset: str, seed: int, console: rich.console.Console)
         raise
     print_outcome(run, job.paths, time.monotonic() - started, console)
     return run
-
-
-def print_outcome(run: Run, paths: Paths, seconds: float, console: rich.console.Console) -> None:
-    """The result as a table, one question asked both ways, and what to type next."""
-    from rich.table import Table
-
-    table = Table(title="Held-out questions answered right", title_justify="left", header_style="bold")
-    for column, justify in (("task", "left"), ("condition", "left"), ("before", "right"), ("after", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("95 % interval", justify="right")
-    table.add_column("chance", justify="right")
-    for task in run["tasks"]:
-        table.add_row(
-            task["task"],
-            task["condition"],
-            f"{task['before']:.1%}",
-            f"[bold]{task['after']:.1%}[/]",
-            f"{task['low']:.0%} to {task['high']:.0%}",
-            f"{task['chance']:.0%}",
-        )
-    console.print(table)
-    top = headline(run["tasks"])
-    assert top is not None
-    console.print(
-        f"mean of {top['num_tasks']} rows: {top['mean_before']:.1%} before, [bold]{top['mean_after']:.1%}[/] after; "
-        f"{top['num_above_95']} above 95 %",
-        highlight=False,
-    )
-    for pair in run["direct_vs_cot"][:2]:
-        console.print(rich.text.Text(f"\n{pair['prompt']}", style="bold"))
-        for condition in ("direct", "cot"):
-            answer = pair[condition]
-            mark = "[green]right[/]" if answer["ok"] else "[red]wrong[/]"
-            console.print(f"  {condition:6} {mark}  ", end="", highlight=False)
-            console.print(rich.text.Text(answer["response"]))
-    console.print(
-        f"\n{seconds:.0f} s. Wrote {paths.report} and {paths.weights}. Next:\n"
-        f"  hrm-text generate {paths.weights} --condition cot --prompt '57 + 38'\n"
-        f"  hrm-text eval {paths.weights} --tasks quickstart\n"
-        f"  tensorboard --logdir {paths.run}/tensorboard",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )

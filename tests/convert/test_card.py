@@ -13,7 +13,7 @@ from hrm_text.model.config import preset
 class Scored:
     task: str
     n: int
-    accuracy: float
+    strict: float
     low: float
     high: float
     chance: float

@@ -15,6 +15,7 @@ from torch import Tensor
 from hrm_text.contracts import UserError
 from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info
+from hrm_text.infer import engine as engine_module
 from hrm_text.infer.engine import DecodingEngine
 from hrm_text.infer.lane import with_cycles
 from hrm_text.infer.requests import Cycles, Decode, Piece, Request, Sampling, Turn
@@ -329,3 +330,21 @@ def test_what_is_told_of_tokens(model: TextModel) -> None:
 def test_an_engine_of_nothing(name: str, value: int, model: TextModel) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, found 0"):
         model.engine(**{name: value})
+
+
+def test_filled_steps_are_fewer_and_say_the_same(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With prompts that need several passes to fill the batch."""
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 16)
+    found = {}
+    for fill in (False, True):
+        engine = model.engine(max_batch=8)
+        asked = [engine.submit(each) for each in requests(24, most=6)]
+        pieces: dict[int, list[Piece]] = {number: [] for number in asked}
+        while engine.has_work:
+            for piece in engine.step(fill):
+                pieces[piece.request].append(piece)
+        texts = [("".join(each.text for each in pieces[number]), pieces[number][-1].num_tokens) for number in asked]
+        found[fill] = texts, engine.status.steps_total, engine.status.rows_total
+    assert found[True][0] == found[False][0]
+    assert found[True][2] == found[False][2] > 0
+    assert found[True][1] < found[False][1]

@@ -20,6 +20,7 @@ from hrm_text.data.procedural import CPU_WEIGHTS, find_task, is_held_out
 from hrm_text.data.procedural.mixture import draw, draw_examples
 from hrm_text.data.procedural.rendering import render
 from hrm_text.data.records import BadRecords, read_records
+from hrm_text.eval.exact import given_questions
 from hrm_text.files import read_json, sha256
 from hrm_text.recipes import presets
 from hrm_text.recipes.quickstart import Quickstart, quickstart
@@ -84,15 +85,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_it_leaves_every_file_it_tells_of(finished: Finished) -> None:
     out = finished.out
     assert {path.name for path in out.iterdir()} == {
-        "progress.json", "records", "report.html", "results", "sampled", "store", "tokenizer", "train", "weights",
+        "evaluation", "progress.json", "records", "report.html", "results", "sampled", "store", "tokenizer", "train",
+        "weights",
     }  # fmt: skip
     assert {path.stem for path in (out / "records" / "train").iterdir()} == CPU_WEIGHTS.keys()
     assert {path.stem for path in (out / "records" / "held_out").iterdir()} == CPU_WEIGHTS.keys()
     assert {path.name for path in (out / "train").iterdir()} == {
         "checkpoints", "config.yaml", "metrics.jsonl", "tensorboard",
     }  # fmt: skip
+    assert {path.name for path in (out / "evaluation").iterdir()} == {"after", "before"}
     assert {path.stem for path in (out / "results").iterdir()} == {
-        "after", "before", "norms_after", "norms_before", "run", "train",
+        "norms_after", "norms_before", "run", "train",
     }  # fmt: skip
     assert "quickstart" in (out / "report.html").read_text()
     for path in ("report.html", "weights"):
@@ -139,7 +142,8 @@ def test_the_weights_answer_and_their_card_has_the_scores(finished: Finished) ->
 
 
 def test_no_held_out_problem_is_in_training_in_any_wording(finished: Finished) -> None:
-    prompts = {task.name.partition(":")[0]: {item.prompt for item in task.items} for task in finished.job.tasks}
+    tasks = finished.job.tasks
+    prompts = {task.name.partition(":")[0]: {each.prompt for each in given_questions(task)} for task in tasks}
     assert prompts.keys() == CPU_WEIGHTS.keys()
     for name in CPU_WEIGHTS:
         task = find_task(name)

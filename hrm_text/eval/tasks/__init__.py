@@ -17,14 +17,12 @@ from hrm_text.contracts import UserError, did_you_mean
 from hrm_text.data import procedural as generators
 from hrm_text.data.prompt import parse_condition
 from hrm_text.data.records import ENDINGS
-from hrm_text.eval.runner import EvalTask
 from hrm_text.eval.scoring.letters import score_last_letter
 from hrm_text.eval.task import Task
-from hrm_text.eval.tasks.exact import exact_task
 from hrm_text.eval.tasks.procedural import procedural_task
 from hrm_text.eval.tasks.records import records_task
 
-__all__ = ["FAMILIES", "find_tasks", "load_tasks", "procedural_task", "records_task", "task_names"]
+__all__ = ["FAMILIES", "find_tasks", "procedural_task", "records_task", "task_names"]
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "quickstart": tuple(generators.CPU_WEIGHTS),
@@ -103,12 +101,12 @@ def _members(name: str) -> Sequence[str]:
 
 def _find(name: str, condition: str | None, limit: int | None, seed: int) -> Task:
     if name.endswith(ENDINGS):
-        return exact_task(records_task(Path(name)), condition)
+        return records_task(Path(name), condition)
     base, colon, named = name.partition(":")
     under = condition if condition is not None else named.replace("+", ",") if colon else None
     if base in generators.TASKS:
         drawn = DRAWN if limit is None else limit
-        return replace(exact_task(procedural_task(base, condition=under, n=drawn, seed=seed)), name=name)
+        return replace(procedural_task(base, condition=under, n=drawn, seed=seed), name=name)
     if base in (known := benchmark_tasks()):
         return known[base] if under is None else _asked_under(known[base], parse_condition(under))
     raise _unknown(name)
@@ -120,26 +118,6 @@ def _asked_under(task: Task, tags: Sequence[str]) -> Task:
     if "cot" in tags and task.max_new_tokens == 1:
         return replace(task, max_new_tokens=task.context, score=score_last_letter)
     return task
-
-
-def load_tasks(names: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[EvalTask]:
-    """The procedural tasks and files of records of those names, each once, for the small runner.
-
-    Raises:
-        UserError: as ``find_tasks``.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit: expected at least 1 item per task, found {limit}")
-    return [_load_task(name, limit, seed) for name in dict.fromkeys(each for name in names for each in _members(name))]
-
-
-def _load_task(name: str, limit: int | None, seed: int) -> EvalTask:
-    if name.endswith(ENDINGS):
-        return records_task(Path(name), limit=limit)
-    base, colon, condition = name.partition(":")
-    if base not in generators.TASKS:
-        raise _unknown(name)
-    return procedural_task(base, condition=condition if colon else None, seed=seed, n=DRAWN if limit is None else limit)
 
 
 def _unknown(name: str) -> UserError:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-
-from hrm_text.eval.few_shot import Choice, choice_questions
-from hrm_text.eval.scoring.letters import score_sole_letter
-from hrm_text.eval.task import Dataset, Question, Row, Rows, Task
-
-TRAIN, VALIDATION = (Dataset("Rowan/hellaswag", split=split) for split in ("train", "validation"))
+from hrm_text.eval.few_shot import Choice, choice_task
+from hrm_text.eval.task import Dataset, Row
 
 
 def choice(row: Row) -> Choice:
@@ -18,20 +12,12 @@ def choice(row: Row) -> Choice:
     return Choice(text, row["endings"], int(row["label"]))
 
 
-def questions(rows: Rows) -> Iterator[Question]:
-    """After the first contexts of the training split."""
-    return choice_questions(choice, rows(VALIDATION), islice(rows(TRAIN), TASK.shots))
-
-
-TASK = Task(
-    name="hellaswag",
-    version=1,
-    title="HellaSwag",
-    datasets=(TRAIN, VALIDATION),
-    questions=questions,
-    score=score_sole_letter,
-    condition="direct",
-    max_new_tokens=1,
+TASK = choice_task(
+    "hellaswag",
+    "HellaSwag",
+    examples=Dataset("Rowan/hellaswag", split="train"),
+    asked=Dataset("Rowan/hellaswag", split="validation"),
+    choice=choice,
     shots=10,
     chance=0.25,
     held_in=("flan_flan2021_fs", "flan_flan2021_zs"),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import random
 
-from hrm_text.data.procedural import Task, answer_of, find_task, held_out_items
+from hrm_text.data.procedural import Task as Generator
+from hrm_text.data.procedural import answer_of, find_task, held_out_items
 from hrm_text.data.procedural.rendering import render
-from hrm_text.eval.runner import EvalItem, EvalTask
+from hrm_text.eval.exact import Problem, exact_task
+from hrm_text.eval.task import Task
 
 DRAWS = 200
 """Problems looked at for the longest response that shows working or is a sentence."""
 
 
-def procedural_task(name: str, *, condition: str | None = None, n: int = 200, seed: int = 0) -> EvalTask:
+def procedural_task(name: str, *, condition: str | None = None, n: int = 200, seed: int = 0) -> Task:
     """``n`` held-out problems of one generator, fewer where it has fewer, scored by the answer its rule finds.
 
     Args:
@@ -29,19 +31,19 @@ def procedural_task(name: str, *, condition: str | None = None, n: int = 200, se
     asked_under = max(task.conditions, key=lambda each: task.conditions[each]) if condition is None else condition
     label = name if condition is None else f"{name}:{condition}"
     extract_answer = functools.partial(answer_of, task)
-    items = [
-        EvalItem(item.condition, item.instruction, item.answer, extract_answer)
+    problems = [
+        Problem(item.condition, item.instruction, item.answer, extract_answer)
         for item in held_out_items(name, n, seed, asked_under)
     ]
     if {"cot", "synth"}.isdisjoint(asked_under.split(",")):
-        longest = max((len(item.answer.encode()) for item in items), default=0)
+        longest = max((len(item.answer.encode()) for item in problems), default=0)
     else:
         longest = longest_response(task, asked_under)
     # One more than the longest, so that a longer response is not cut to a right one.
-    return EvalTask(label, items, longest + 1, task.chance)
+    return exact_task(label, problems, longest + 1, task.chance, asked_under)
 
 
-def longest_response(task: Task, condition: str) -> int:
+def longest_response(task: Generator, condition: str) -> int:
     """Tokens that suffice for a right response under a condition: byte-level BPE makes no more tokens than bytes."""
     rng = random.Random(0)
     # From both sides of the split: a held-out problem costs ten draws, and a length gives nothing away.

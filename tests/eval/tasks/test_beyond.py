@@ -15,8 +15,11 @@ import pytest
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural.split import is_held_out
 from hrm_text.data.sources.reasoning_gym import TASKS as TRAINED
+from hrm_text.eval import gym
 from hrm_text.eval.scoring.code import require_isolation
+from hrm_text.eval.scoring.stated import answer_in
 from hrm_text.eval.sources import LocalRows
+from hrm_text.eval.subtasks import BBH, REASONING_GYM
 from hrm_text.eval.task import Question, Scored
 from hrm_text.eval.tasks import bbh, humaneval, ifeval, reasoning_gym
 
@@ -53,8 +56,8 @@ def test_ifeval_judges_prompts_and_instructions_strictly_and_loosely(rows: Local
 
 def test_bbh_asks_all_rows_but_the_examples_of_every_subtask(rows: LocalRows) -> None:
     questions = list(bbh.TASK.questions(rows))
-    assert len(bbh.SUBTASKS) == len(set(bbh.SUBTASKS)) == 27
-    assert Counter(question.subject for question in questions) == dict.fromkeys(bbh.SUBTASKS, 2)
+    assert len(BBH) == len(set(BBH)) == 27
+    assert Counter(question.subject for question in questions) == dict.fromkeys(BBH, 2)
     first = questions[0]
     assert first.prompt.count("Q: ") == 4 and first.prompt.endswith(" is\nA:")
     assert [each.count("Q: ") for each in first.shorter] == [2, 1]
@@ -65,7 +68,7 @@ def test_bbh_asks_all_rows_but_the_examples_of_every_subtask(rows: LocalRows) ->
     assert not asked & shown
     for question in questions:
         assert bbh.TASK.score(question.answer, question) == Scored(
-            1, 1, bbh.answer_in(question.answer, question.answer), True
+            1, 1, answer_in(question.answer, question.answer), True
         )
         assert bbh.TASK.score("Z9", question).strict == 0
 
@@ -145,18 +148,18 @@ def test_humaneval_asks_nothing_that_could_not_be_scored(rows: LocalRows, monkey
 
 def test_reasoning_gym_tasks_have_names_and_levels_without_the_package() -> None:
     names = [task.name for task in reasoning_gym.TASKS]
-    assert len(names) == len(set(names)) == 1 + 4 * len(reasoning_gym.NAMES)
+    assert len(names) == len(set(names)) == 1 + 4 * len(REASONING_GYM)
     assert {"reasoning_gym", "reasoning_gym/gcd/0", "reasoning_gym/zebra_puzzles/3"} <= set(names)
-    assert set(TRAINED) <= set(reasoning_gym.NAMES)
+    assert set(TRAINED) <= set(REASONING_GYM)
 
 
 @pytest.fixture
-def gym() -> None:
+def _installed() -> None:
     pytest.importorskip("reasoning_gym")
-    reasoning_gym._drawn.cache_clear()
+    gym.drawn.cache_clear()
 
 
-@pytest.mark.usefixtures("gym")
+@pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("name", ["gcd", "family_relationships", "word_sorting", "prime_factorization"])
 def test_reasoning_gym_asks_different_problems_that_no_mixture_trains_on(name: str, rows: LocalRows) -> None:
     task = next(task for task in reasoning_gym.TASKS if task.name == f"reasoning_gym/{name}/1")
@@ -172,17 +175,17 @@ def test_reasoning_gym_asks_different_problems_that_no_mixture_trains_on(name: s
         assert task.score("nonsense", question).strict == task.score("", question).strict == 0
 
 
-@pytest.mark.usefixtures("gym")
+@pytest.mark.usefixtures("_installed")
 def test_part_of_the_points_is_worth_nothing() -> None:
-    question = next(iter(reasoning_gym.held_out("word_sorting", 0, 1)))
-    items = reasoning_gym._drawn("word_sorting", 0)
+    question = next(iter(gym.held_out("word_sorting", 0, 1)))
+    items = gym.drawn("word_sorting", 0)
     partial = ", ".join(reversed(question.answer.split(", ")))
     entry = items[int(question.id.split("/")[2])]
     assert 0 < items.score_answer(partial, entry) < 1
-    assert reasoning_gym.score(partial, question).strict == 0
+    assert gym.score(partial, question).strict == 0
 
 
-@pytest.mark.usefixtures("gym")
+@pytest.mark.usefixtures("_installed")
 def test_no_scorer_of_reasoning_gym_that_is_used_executes_a_response() -> None:
     datasets = importlib.import_module("reasoning_gym.factory").DATASETS
     executing = set()
@@ -195,10 +198,10 @@ def test_no_scorer_of_reasoning_gym_that_is_used_executes_a_response() -> None:
                     executing.add(name)
     assert {"n_queens", "countdown", "simple_integration"} <= executing
     # This one executes the stored answer, which is its own.
-    assert executing & set(reasoning_gym.NAMES) <= {"number_sorting"}
+    assert executing & set(REASONING_GYM) <= {"number_sorting"}
 
 
-@pytest.mark.usefixtures("gym")
+@pytest.mark.usefixtures("_installed")
 def test_a_level_that_is_not_there_is_told(rows: LocalRows) -> None:
     task = next(task for task in reasoning_gym.TASKS if task.name == "reasoning_gym/survo/3")
     with pytest.raises(UserError, match="reasoning_gym/survo/3: there is no such level"):
@@ -207,6 +210,6 @@ def test_a_level_that_is_not_there_is_told(rows: LocalRows) -> None:
 
 def test_without_the_package_the_extra_is_named(rows: LocalRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym.factory", None)
-    reasoning_gym._drawn.cache_clear()
+    gym.drawn.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'hrm-text\[gpu-preset\]'"):
         list(reasoning_gym.TASKS[0].questions(rows))

@@ -7,48 +7,56 @@ import pytest
 
 from hrm_text.contracts import UserError
 from hrm_text.data.procedural import CPU_WEIGHTS, TASKS
+from hrm_text.eval import tasks as registry
+from hrm_text.eval.exact import given_questions
 from hrm_text.eval.scoring.letters import score_last_letter
-from hrm_text.eval.tasks import FAMILIES, find_tasks, load_tasks, task_names
+from hrm_text.eval.tasks import FAMILIES, benchmarks, find_tasks, task_names
 
 
 def test_names_select_generators_conditions_families_and_files(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"condition": "cot", "instruction": "Why?", "response": "So."}) + "\n")
-    tasks = load_tasks(["add:direct", "reverse", str(path)], limit=3)
+    tasks = find_tasks(["add:direct", "reverse", str(path)], limit=3)
     assert [task.name for task in tasks] == ["add:direct", "reverse", str(path)]
-    assert [len(task.items) for task in tasks] == [3, 3, 1]
-    assert {item.condition for item in tasks[0].items} == {"direct"}
-    assert [task.name for task in load_tasks(["quickstart"], limit=1)] == list(CPU_WEIGHTS)
+    assert [len(given_questions(task)) for task in tasks] == [3, 3, 1]
+    assert [task.condition for task in tasks] == ["direct", "direct", "cot"]
+    assert [task.name for task in find_tasks(["quickstart"], limit=1)] == list(CPU_WEIGHTS)
     assert {*FAMILIES, *TASKS, *FAMILIES["published"], "arc", "arc_easy"} <= set(task_names())
 
 
+@pytest.mark.parametrize("name", benchmarks())
+def test_a_benchmark_is_prompts_a_scorer_and_metadata(name: str) -> None:
+    file = Path(registry.__file__).with_name(f"{name}.py")
+    assert len(file.read_text().splitlines()) <= 40
+
+
 def test_a_name_given_twice_is_one_task() -> None:
-    names = [task.name for task in load_tasks(["reverse", "quickstart", "reverse"], limit=1)]
+    names = [task.name for task in find_tasks(["reverse", "quickstart", "reverse"], limit=1)]
     assert sorted(names) == sorted(CPU_WEIGHTS)
     assert names[0] == "reverse"
 
 
 def test_an_unknown_task_suggests_and_lists() -> None:
     with pytest.raises(UserError, match=r"unknown task 'revers': did you mean 'reverse'\?") as caught:
-        load_tasks(["revers"])
+        find_tasks(["revers"])
     for name in task_names():
         assert name in str(caught.value) or "/" in name  # of a family with hundreds the family's name
     with pytest.raises(
         UserError, match=r"unknown task 'xyzzy:cot': The tasks are quickstart, procedural, published, add"
     ):
-        load_tasks(["xyzzy:cot"])
+        find_tasks(["xyzzy:cot"])
 
 
 @pytest.mark.parametrize("name", ["reverse:cot", "reverse:", "add:quick"])
 def test_an_unknown_condition_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"has no condition '\w*'; its tags are"):
-        load_tasks([name])
+        find_tasks([name])
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(limit: int) -> None:
     with pytest.raises(UserError, match=f"limit: expected at least 1 item per task, found {limit}"):
-        load_tasks(["reverse"], limit=limit)
+        find_tasks(["reverse"], limit=limit)
 
 
 def test_every_benchmark_is_found_by_its_name_under_its_own_or_a_named_condition() -> None:
