@@ -29,6 +29,7 @@ def render_page(template: str, **values: Any) -> str:
     )
     environment.filters.update(
         percent=percent,
+        signed=signed,
         duration=duration,
         count=count,
         memory=memory,
@@ -43,6 +44,11 @@ def render_page(template: str, **values: Any) -> str:
 def percent(share: float | None) -> str:
     """0.883 -> 88.3 %"""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def signed(share: float) -> str:
+    """-0.031 -> −3.1 %"""
+    return f"{100 * share:+.1f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:
