@@ -64,6 +64,7 @@ def write_evaluation_report(folder: Path, weights: str = "") -> Path:
     comparison = read_json(note) if note.exists() else None
     groups = read_responses(folder, results, _run_compared_with(folder, comparison))
     values = _values(_shown(results), _shown(comparison), groups, visible(weights or folder.resolve().name))
+    values["has_against"] = (folder / "against" / HTML).exists()
     for name, text in ((MARKDOWN, _markdown(values, groups)), (HTML, _page(values, groups))):
         with whole_file(folder / name) as beside:
             beside.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair is a question mark

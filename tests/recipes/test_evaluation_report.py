@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,112 +9,11 @@ from typing import Any
 import pytest
 
 from hrm_text.contracts import UserError
-from hrm_text.eval.answers import Answer, Asked
-from hrm_text.eval.comparison import compare
-from hrm_text.eval.runs import plan_run, run
-from hrm_text.eval.task import Dataset, Question, Row, Rows, Scored, Task
-from hrm_text.files import read_json, write_json
+from hrm_text.files import read_json
 from hrm_text.recipes import evaluation_report, evaluation_responses
 from hrm_text.recipes.evaluation_report import write_evaluation_report
 from hrm_text.recipes.pages import cell, fenced, inline_json, percent
-from tests.infer.server.playground_browser import Browser, find_browser
-
-HOSTILE = (
-    "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 1'> ]]> {{ 7*7 }} $& \\u003c "
-    "a\u2028b\u2029c \ud800 \x00\x1b[31m \u202egnp.exe\u202c ```` | *x* & &lt;b&gt;"
-)
-
-
-def data(n: int) -> list[Row]:
-    return [{"n": number} for number in range(n)]
-
-
-@dataclass
-class Table:
-    n: int
-
-    def __call__(self, dataset: Dataset, /) -> Sequence[Row]:
-        return data(self.n)
-
-    def provenance(self, dataset: Dataset, /) -> dict[str, Any]:
-        return {"files": {"sums/test.jsonl": "ab" * 32}}
-
-
-@dataclass
-class Says:
-    """Answers by a function of the question's number and condition; a number of 7 characters fills the context."""
-
-    answer: Callable[[int, str], tuple[str, Any]]
-    context: int = 200
-    wordy: bool = False
-
-    def num_tokens(self, condition: str, prompt: str) -> int:
-        return 1000 if int(prompt.split("#")[1]) == 13 else 20
-
-    def ask(self, asked: Sequence[Asked], told: Callable[[int, Answer], None]) -> None:
-        for index, each in enumerate(asked):
-            text, finish = self.answer(int(each.prompt.split("#")[1]), each.condition)
-            told(index, Answer(text, len(text), finish))
-
-    def speed(self) -> Mapping[str, float]:
-        return {
-            "batch": 8,
-            "seconds": 1.5,
-            "prompt_tokens_per_second": 10.0,
-            "tokens_per_second": 1234.0,
-            "busy_slots": 0.97,
-            "steps": 5,
-            "steps_of_tail": 1,
-        }
-
-
-def sums(n: int, cond: str) -> tuple[str, Any]:
-    """Of every five: two right, one wrong, one unreadable and one cut; step by step all are right."""
-    if cond == "cot" or n % 5 < 2:
-        return f"so {n + 1}", "stop"
-    return (f"so {n}", "stop") if n % 5 == 2 else ("no idea", "stop") if n % 5 == 3 else ("so so so", "length")
-
-
-def score(response: str, question: Question) -> Scored:
-    last = response.split(" ")[-1]
-    if not last.isdecimal():
-        return Scored(0.0, 0.25, "", readable=False)
-    worth = float(int(last) == question.answer)
-    return Scored(worth, worth, last, readable=True)
-
-
-def task(prefix: str = "add one to ", name: str = "sums", **changes: Any) -> Task:
-    def questions(rows: Rows) -> Iterator[Question]:
-        for row in rows(Dataset("someone/sums")):
-            number = row["n"]
-            yield Question(f"q{number}", f"{prefix}#{number}", number + 1, subject="even" if number % 2 == 0 else "odd")
-
-    plain = Task(name, 1, "Sums", (Dataset("someone/sums"),), questions, score, "direct", 64, chance=0.1)
-    return replace(plain, **changes)
-
-
-IDENTITY = {
-    "weights_sha256": "c0ffee" * 8,
-    "settings": {"device": "cpu", "dtype": "float32"},
-    "versions": {"hrm-text": "0.1", "sympy": "1.14"},
-}
-
-
-def finished(
-    out: Path, tasks: Sequence[Task], answer: Callable[[int, str], tuple[str, Any]] = sums, rows: int = 20
-) -> Path:
-    answerer = Says(answer)
-    run(plan_run(tasks, Table(rows), answerer, identity=IDENTITY), answerer, out, machine={"device": "cpu: abacus"})
-    return out
-
-
-def compared(out: Path, tasks: Sequence[Task]) -> Path:
-    finished(out, tasks)
-    finished(out / "against", tasks, lambda n, cond: (f"so {n + 1}", "stop"))
-    found = {"first": {}, "second": {"weights": "b/weights", "run": str(out / "against"), "weights_sha256": "beef"}}
-    rows = [asdict(row) for row in compare(out, out / "against")]
-    write_json(out / "comparison.json", found | {"test": "exact", "rows": rows})
-    return out
+from tests.recipes.evaluation_runs import compared, finished, hostile, task
 
 
 class Tags(HTMLParser):
@@ -265,20 +162,6 @@ def test_a_remark_where_a_score_cannot_be_told_from_guessing(tmp_path: Path) -> 
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def hostile(out: Path) -> Path:
-    whole = HOSTILE.replace("\ud800", "?")
-    named = task(HOSTILE, whole, title=whole, held_in=(whole,))
-    finished(out, [named], lambda n, cond: (HOSTILE, "stop"), rows=3)
-    results = read_json(out / "results.json")
-    results["versions"][HOSTILE] = results["machines"][0][HOSTILE] = HOSTILE
-    (out / "results.json").write_text(json.dumps(results))
-    for name in ("answers.jsonl", "questions.jsonl"):  # half a pair as an escape, as any other tool might write it
-        lines = [json.loads(line) for line in (out / name).read_bytes().splitlines()]
-        lines = [line | dict.fromkeys(("text", "got", "prompt", "answer", "subject"), HOSTILE) for line in lines]
-        (out / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return out
-
-
 def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     out = hostile(tmp_path / "run")
     tags, found = page_of(out)
@@ -374,95 +257,3 @@ def test_a_run_that_is_not_finished_or_is_damaged_is_named(tmp_path: Path) -> No
     (out / "results.json").unlink()
     with pytest.raises(UserError, match="results.json: no such file"):
         write_evaluation_report(out)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-
-PROGRAM = find_browser()
-
-
-@pytest.fixture(scope="module")
-def shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    with Browser(PROGRAM, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(shared_browser: Browser) -> Iterator[Browser]:
-    """A page that reports a fault or asks for anything fails every test."""
-    yield shared_browser
-    assert shared_browser.problems == []
-    assert [url for url in shared_browser.urls if not url.startswith("file:///")] == []
-
-
-READY = "document.querySelector('#status')?.textContent"
-
-
-def shown(browser: Browser) -> list[str]:
-    texts: list[str] = browser.value("[...document.querySelectorAll('#detail pre')].map((pre) => pre.textContent)")
-    return texts
-
-
-def choose(browser: Browser, field: str, value: str) -> str:
-    """Change a filter; what the page then says about where it is."""
-    browser.value(
-        f"((e) => {{ e.value = {json.dumps(value)}; "
-        f"e.dispatchEvent(new Event('{'input' if field == 'search' else 'change'}')); }})"
-        f"(document.getElementById('{field}'))"
-    )
-    said: str = browser.value("document.getElementById('status').textContent")
-    return said
-
-
-def test_the_responses_are_browsed_by_filter_search_and_keyboard(browser: Browser, tmp_path: Path) -> None:
-    out = compared(tmp_path / "run", [task(name=name) for name in ("one", "two")])
-    write_evaluation_report(out)
-    browser.open((out / "report.html").as_uri(), ready=READY)
-    assert browser.value(READY) == "1 of 24"
-    assert shown(browser) == ["add one to #2", "3", "2", "so 2", "so 3"]
-    browser.value("document.getElementById('browse').scrollIntoView()")
-    browser.press("ArrowRight")
-    assert browser.value(READY) == "2 of 24"
-    assert shown(browser) == ["add one to #3", "4", "nothing could be read", "no idea", "so 4"]
-    browser.press("ArrowLeft")
-    browser.press("ArrowLeft")
-    assert browser.value(READY) == "1 of 24"
-    browser.value("document.getElementById('options').focus()")
-    browser.press("End")
-    assert browser.value(READY) == "24 of 24"
-    assert choose(browser, "task", "one") == "1 of 12"
-    assert choose(browser, "kind", "no room") == "1 of 1"
-    assert "not asked: the prompt fills the context" in shown(browser)
-    assert choose(browser, "kind", "") == "14 of 20"
-    assert choose(browser, "other", "right") == "1 of 19"  # the one of before is not among them
-    assert choose(browser, "other", "") == "1 of 20"
-    assert choose(browser, "search", "TO #1") == "1 of 11"
-    assert browser.value("document.querySelector('#detail mark').textContent") == "to #1"
-    assert choose(browser, "subject", "even") == "1 of 5"
-
-
-def test_many_responses_come_in_pages(browser: Browser, tmp_path: Path) -> None:
-    out = finished(tmp_path / "run", [task()], rows=150)
-    write_evaluation_report(out)
-    browser.open((out / "report.html").as_uri(), size=(390, 844), ready=READY)
-    assert browser.value("document.documentElement.scrollWidth") <= 390
-    assert browser.value("document.querySelectorAll('#options li').length") == 40
-    browser.value("document.getElementById('page-after').click()")
-    assert browser.value(READY) == "41 of 90"
-    browser.value("document.getElementById('page-after').click()")
-    assert browser.value("document.querySelectorAll('#options li').length") == 10
-    assert browser.value("document.getElementById('page-after').disabled") is True
-
-
-def test_hostile_texts_run_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    out = hostile(tmp_path / "run")
-    write_evaluation_report(out)
-    browser.open((out / "report.html").as_uri(), ready=READY)
-    assert browser.value("window.hacked") is None
-    assert browser.value("document.querySelectorAll('img, #detail pre *').length") == 0
-    assert "</script><script>window.hacked = 1</script><!--" in shown(browser)[0]
-    assert choose(browser, "search", "<script>window") == "1 of 3"
-    assert browser.value("document.querySelectorAll('#detail pre script').length") == 0
-    assert browser.value("document.querySelector('#detail mark').textContent") == "<script>window"

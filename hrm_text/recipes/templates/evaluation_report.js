@@ -7,7 +7,7 @@
   const get = (id) => document.getElementById(id);
   const group = (item) => data.groups[item.group];
   const MARKS = { right: "✓", partly: "◐", wrong: "✗", unreadable: "?", "no room": "∅" };
-  const FINISHES = { stop: "ended by itself", length: "cut: at the most tokens", "no room": "not asked" };
+  const FINISHES = { stop: "ended by itself", length: "as long as it may be", "no room": "not asked" };
 
   function element(name, className, text) {
     const made = document.createElement(name);
