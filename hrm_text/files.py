@@ -9,12 +9,18 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hrm_text.contracts import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _SURELY_DEAD_SECONDS = 600.0
 
@@ -62,6 +68,53 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if replaced.exists() and not path.exists():
             os.replace(replaced, path)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Keep every other process that asks for the same out of a folder, which is made if it is not there.
+
+    The system takes the lock back when a process ends, however it ends; so a kill leaves nothing that stands in the
+    way. Where the system or the file system knows no such locks, nobody is kept out.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    lock = folder / ".lock"
+    _make_parent(lock)
+    with explained_disk_errors(folder):
+        descriptor = _locked(lock)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: whoever has opened it by now sees that it is gone
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise UserError(
+                f"{lock.parent}: {holder} is writing to this folder; wait until it has ended, or choose another folder"
+            ) from None
+        except FileNotFoundError:
+            pass  # who held it before has just removed it
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def is_alive(process: int) -> bool:

@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from pydantic import Field
 from hrm_text.contracts import IGNORE_INDEX, Engine, PackedBatch, UserError
 from hrm_text.files import (
     explained_disk_errors,
+    only_process,
     read_json,
     remove_leftovers,
     sha256,
@@ -357,3 +360,28 @@ def test_leftovers_of_dead_processes_go_and_nothing_else(tmp_path: Path) -> None
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f".b.npy.{dead}.tmp", f".c.npy.{os.getpid()}.tmp", "d.npy", ".hidden", f".f.{dead}.tmp"}
     remove_leftovers(tmp_path / "nothing")
+
+
+def test_two_processes_cannot_be_at_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    other = (
+        "import sys; from pathlib import Path; from hrm_text.files import only_process\n"
+        "with only_process(Path(sys.argv[1])):\n"
+        "    print('there', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", other, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        message = rf"run: process {process.pid} on .* is writing to this folder; wait"
+        with pytest.raises(UserError, match=message), only_process(folder):
+            pass
+        process.kill()
+        process.wait()
+    with only_process(folder), only_process(tmp_path / "another"):  # what was killed stands in nobody's way
+        (folder / "result").write_text("there")
+        with pytest.raises(UserError, match=f"process {os.getpid()} on "), only_process(folder):
+            pass
+    assert [path.name for path in folder.iterdir()] == ["result"]
+    with pytest.raises(UserError, match="result is a file, expected a folder"), only_process(folder / "result"):
+        pass

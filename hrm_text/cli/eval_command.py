@@ -46,8 +46,8 @@ def eval_(
         conditions: a grid: direct,cot,synth+cot asks every task three times; each under its own if not given
         against: other weights that are asked the same, and compared question by question
         data: folder with the benchmarks' files, DATA/gsm8k/test.jsonl and so on; the Hugging Face hub if not given
-        out: folder for results.json and answers.jsonl; one below runs/eval if not given, a different one for whatever
-            changes a score
+        out: folder for results.json, answers.jsonl and the report; one below runs/eval if not given, a different one
+            for whatever changes a score
         mixture: sampled folder the model was trained upon, which tells held-in from held-out; the released mixture if
             not given
         seed: of the questions that are drawn, of --limit and of responses that are sampled
@@ -87,7 +87,8 @@ def eval_(
             show_speed(outcome.results["speed"])
     for row in rows:
         show_comparison(row, json=json)
-    tell(f"wrote {outcomes[0].out}/results.json and answers.jsonl")
+    tell(f"wrote {outcomes[0].out}/results.json, answers.jsonl and report.md")
+    tell(f"open {outcomes[0].out}/report.html to read the answers")
 
 
 def show_scores(scores: Sequence[Mapping[str, Any]], *, json: bool) -> None:

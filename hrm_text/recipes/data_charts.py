@@ -9,6 +9,7 @@ import numpy as np
 
 from hrm_text.data.corpus_stats import CorpusStats, EpochStats, LengthCounts, PackingStats
 from hrm_text.recipes.charts import FAINT, FAST, MAIN, SLOW, as_svg, legend_above, plain_frame, shortened, two_charts
+from hrm_text.recipes.pages import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,8 +144,6 @@ def cleaning_chart(stats: CorpusStats) -> str:
 def _counted(axes: Axes) -> None:
     """Ticks as 250 M, 1.5 B."""
     from matplotlib.ticker import MaxNLocator
-
-    from hrm_text.recipes.report import count
 
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: count(value))

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hrm_text.contracts import UserError
 from hrm_text.data.corpus_stats import CorpusStats, SourceStats
 from hrm_text.data.inspect import visible
 from hrm_text.files import whole_folder
 from hrm_text.recipes import data_charts
-from hrm_text.recipes.report import count, percent
+from hrm_text.recipes.pages import count, percent, render_page
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_TASKS = 60
@@ -86,20 +85,12 @@ def draw(stats: CorpusStats) -> dict[str, str]:
 
 def render(stats: CorpusStats, charts: Mapping[str, str], template: str) -> str:
     """The report as text. Every string from outside is escaped; only our own charts enter as markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("hrm_text.recipes"),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, count=count, cell=_cell, quantity=_quantity, visible=visible)
     tasks = task_rows(stats)
     drawn = sum(epoch.tokens for epoch in stats.epochs)
-    return environment.get_template(template).render(
+    return render_page(
+        template,
         stats=stats,
         title=f"Data report: {visible(stats.path.resolve().name)}",
         charts={name: Markup(chart) for name, chart in charts.items()},
@@ -193,13 +184,3 @@ LIGHT = {
     "main": "#0f766e", "slow": "#3d5fae", "fast": "#b9651b", "sans": "sans-serif",
 }  # fmt: skip
 """The page's colours by day."""
-
-
-def _cell(text: Any) -> str:
-    """Text that stays within a cell of a Markdown table and is no markup."""
-    return re.sub(r"([\\|`*_<>\[\]&#~$])", r"\\\1", visible(str(text)).replace("\n", " "))
-
-
-def _quantity(number: float | None) -> str:
-    """1234567 -> 1,234,567; None -> –"""
-    return "–" if number is None else f"{number:,.0f}" if isinstance(number, int) else f"{number:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -9,6 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,26 @@ from hrm_text.eval.runs import Plan, plan_run, run
 from hrm_text.eval.sources import HubRows, LocalRows
 from hrm_text.eval.task import Task
 from hrm_text.eval.tasks import find_tasks
-from hrm_text.files import sha256, write_json
+from hrm_text.files import only_process, sha256, write_json
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.text_model import Quantize, TextModel, is_checkpoint, load
 from hrm_text.model.checkpoint_files import find_checkpoint
+from hrm_text.recipes.evaluation_report import write_evaluation_report
 from hrm_text.recipes.provenance import machine, versions
 
 RUNS = Path("runs/eval")
 """Where runs lie that are given no folder."""
+
+SCORING_PACKAGES = (
+    "datasets",
+    "math-verify",
+    "latex2sympy2_extended",
+    "antlr4-python3-runtime",
+    "sympy",
+    "py3langid",
+    "reasoning-gym",
+)
+"""Rows as they are read, MATH and AIME (the three that math-verify stands on among them), IFEval, reasoning-gym."""
 
 Say = Callable[[str], None]
 Progress = Callable[[float, float], None]
@@ -191,22 +205,16 @@ def evaluate_weights(
             "device": torch.device(settings.device).type,
             **{name: getattr(settings, name) for name in ("dtype", "quantize", "kv_cache")},
         },
-        "versions": versions(),
+        "versions": versions() | scoring_versions(),
     }
     plan = plan_run(tasks, rows, answerer, identity=identity, limit=settings.limit, seed=settings.seed)
     folder = out or RUNS / default_name(weights, plan)
     say(f"{folder}: {len(plan.items):,} questions")
-    return Outcome(
-        folder,
-        run(
-            plan,
-            answerer,
-            folder,
-            machine=machine(settings.device),
-            sources=sources,
-            on_progress=on_progress,
-        ),
-    )
+    with only_process(folder):
+        here = machine(settings.device)
+        results = run(plan, answerer, folder, machine=here, sources=sources, on_progress=on_progress)
+        write_evaluation_report(folder, short_name(weights))
+    return Outcome(folder, results)
 
 
 def evaluate_model(
@@ -234,7 +242,8 @@ def evaluate_model(
     answerer = EngineAnswerer(model, batch)
     plan = plan_run(tasks, HubRows(), answerer, identity=identity)
     device = next(model.module.parameters()).device.type
-    return run(plan, answerer, out, machine=machine(device), on_progress=on_progress)
+    with only_process(out):
+        return run(plan, answerer, out, machine=machine(device), on_progress=on_progress)
 
 
 def compare_weights(
@@ -255,20 +264,40 @@ def compare_weights(
     second = evaluate_weights(other, settings, out and out / "against", on_progress=on_progress, say=say)
     rows = [asdict(row) for row in compare(first.out, second.out)]
     found = {
-        "first": {"run": str(first.out), "weights_sha256": first.results["weights_sha256"]},
-        "second": {"run": str(second.out), "weights_sha256": second.results["weights_sha256"]},
+        name: {
+            "weights": short_name(folder),
+            "run": str(outcome.out),
+            "weights_sha256": outcome.results["weights_sha256"],
+        }
+        for name, folder, outcome in (("first", weights, first), ("second", other, second))
+    } | {
         "test": "exact sign test, two-sided (McNemar's where scores are 0 or 1)",
         "rows": rows,
     }
     write_json(first.out / "comparison.json", found)
+    write_evaluation_report(first.out, short_name(weights))
     return first, second, rows
 
 
 def default_name(weights: Path, plan: Plan) -> str:
     """Of a run's folder: its weights, and ten digits of what its scores depend on."""
-    whole = weights.resolve()
     digest = hashlib.sha256(json.dumps(plan.identity, sort_keys=True, default=str).encode()).hexdigest()
-    return f"{'-'.join(part for part in whole.parts[-2:] if part != whole.anchor)}-{digest[:10]}"
+    return f"{short_name(weights).replace('/', '-')}-{digest[:10]}"
+
+
+def short_name(weights: Path) -> str:
+    """What people may call a folder of weights by: its name and its parent's. The whole path says where they live."""
+    whole = weights.resolve()
+    return "/".join(part for part in whole.parts[-2:] if part != whole.anchor)
+
+
+def scoring_versions() -> dict[str, str]:
+    """The packages, of those installed, that questions or scores depend on beyond what a model needs to answer."""
+    found = {}
+    for name in SCORING_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def weights_hash(weights: Path) -> str:

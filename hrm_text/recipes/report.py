@@ -12,6 +12,7 @@ import yaml
 
 from hrm_text.files import whole_file
 from hrm_text.recipes import charts
+from hrm_text.recipes.pages import render_page
 
 
 class Stage(TypedDict):
@@ -178,22 +179,14 @@ def write_report(run: Run, out: Path) -> Path:
 
 def render(run: Run) -> str:
     """The report as HTML text. Every string of ``run`` is escaped; only our own charts enter as markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("hrm_text.recipes"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, duration=duration, count=count, memory=memory)
     steps, validation, tasks = run.get("steps", []), run.get("validation", []), run.get("tasks", [])
     norms, stages = run.get("state_norms", []), run.get("stages", [])
     speeds = [speed for step in steps if (speed := step.get("tokens_per_second"))]
     config = run.get("config")
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=run.get("title", "HRM-Text"),
         headline=headline(tasks),
         seconds=run.get("seconds"),
@@ -218,33 +211,3 @@ def render(run: Run) -> str:
         norms_chart=Markup(charts.norms_chart(norms)) if norms else None,
         stages_chart=Markup(charts.stages_chart(stages)) if stages else None,
     )
-
-
-def percent(share: float | None) -> str:
-    """0.883 -> 88.3 %"""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
-def duration(seconds: float) -> str:
-    """312.4 -> 5 min 12 s"""
-    if seconds < 59.95:
-        return f"{seconds:.1f}\N{NO-BREAK SPACE}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours}\N{NO-BREAK SPACE}h"] if hours else []
-    return "\N{NO-BREAK SPACE}".join([*parts, f"{minutes}\N{NO-BREAK SPACE}min", f"{rest}\N{NO-BREAK SPACE}s"])
-
-
-def count(number: float) -> str:
-    """540123 -> 540 k; 1240000 -> 1.24 M"""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:  # 999,999 is 1 M, not 1000 k
-            return f"{number / size:.3g}\N{NO-BREAK SPACE}{unit}"
-    return f"{number:.0f}"
-
-
-def memory(num_bytes: float) -> str:
-    """1503238554 -> 1.40 GiB"""
-    if num_bytes >= 1 << 30:
-        return f"{num_bytes / (1 << 30):.2f}\N{NO-BREAK SPACE}GiB"
-    return f"{num_bytes / (1 << 20):.0f}\N{NO-BREAK SPACE}MiB"

@@ -14,7 +14,7 @@ from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokeni
 from hrm_text.eval import tasks as registry
 from hrm_text.eval.answers import Answer, Asked
 from hrm_text.eval.task import Dataset, Question, Rows, Scored, Task
-from hrm_text.files import read_json
+from hrm_text.files import only_process, read_json
 from hrm_text.infer.text_model import TextModel, load
 from hrm_text.model.config import preset
 from hrm_text.model.recurrence import build
@@ -175,3 +175,29 @@ def test_code_is_run_on_request_alone(weights: Path, tmp_path: Path, monkeypatch
     allowed = Settings(**{**vars(settings), "allow_code": True})
     scores = evaluate_weights(weights / "a", allowed, tmp_path / "run", say=quiet).results["scores"]
     assert [(score["task"], score["condition"]) for score in scores] == [("coded", "direct"), ("coded", "synth,cot")]
+
+
+def test_a_run_says_which_packages_scored(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "SCORING_PACKAGES", ("pytest", "no-such-package"))
+    results = evaluate_weights(weights / "a", SETTINGS, tmp_path / "run", say=quiet).results
+    assert results["versions"]["pytest"] == pytest.__version__
+    assert "torch" in results["versions"]
+    assert "no-such-package" not in results["versions"]
+
+
+def test_a_run_ends_with_a_report(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    evaluate_weights(weights / "a", SETTINGS, out, say=quiet)
+    alone = (out / "report.html").read_text()
+    assert f"Evaluation of {weights.name}/a" in alone
+    assert f"Evaluation of {weights.name}/a" in (out / "report.md").read_text()
+    compare_weights(weights / "a", weights / "b", SETTINGS, out, say=quiet)
+    assert f"Compared with {weights.name}/b" not in alone
+    assert f"Compared with {weights.name}/b" in (out / "report.html").read_text()
+    assert f"Evaluation of {weights.name}/b" in (out / "against" / "report.html").read_text()
+
+
+def test_a_run_that_another_process_is_at_is_refused(weights: Path, tmp_path: Path) -> None:
+    with only_process(tmp_path / "run"), pytest.raises(UserError, match="is writing to this folder"):
+        evaluate_weights(weights / "a", SETTINGS, tmp_path / "run", say=quiet)
+    evaluate_weights(weights / "a", SETTINGS, tmp_path / "run", say=quiet)

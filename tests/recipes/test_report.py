@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from hrm_text.recipes import charts
-from hrm_text.recipes.report import Run, count, duration, headline, memory, render, write_report
+from hrm_text.recipes.pages import count, duration, memory
+from hrm_text.recipes.report import Run, headline, render, write_report
 
 HOSTILE = "<script>alert('1')</script> & \"ü\" 数 🙂 $x_1$ {{ 7*7 }} --> </svg></style><img src=https://evil.example/x>"
 MARKER = "marker-text"

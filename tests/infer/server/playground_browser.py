@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over the pipe of the DevTools protocol: what the tests of the playground page need."""
+"""A headless Chromium, driven over the pipe of the DevTools protocol: what the tests of our pages need."""
 
 from __future__ import annotations
 
@@ -133,9 +133,15 @@ class Browser:
                 self.urls.append(detail["request"]["url"])
 
     def open(
-        self, url: str, *, size: tuple[int, int] = (1280, 800), dark: bool = False, reduced_motion: bool = False
+        self,
+        url: str,
+        *,
+        size: tuple[int, int] = (1280, 800),
+        dark: bool = False,
+        reduced_motion: bool = False,
+        ready: str = "document.querySelector('#model')?.textContent.trim()",
     ) -> None:
-        """A page without anything left of the one before, and its scripts run."""
+        """A page without anything left of the one before, its scripts run and what ``ready`` says there."""
         self.call("Page.navigate", url="about:blank")
         width, height = size
         phone = width < 500
@@ -152,7 +158,7 @@ class Browser:
         self.problems.clear()
         self.urls.clear()
         self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && document.querySelector('#model')?.textContent.trim()")
+        self.wait(f"document.readyState === 'complete' && {ready}")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives, promises awaited."""
