@@ -69,8 +69,20 @@ class Outcome:
 class EngineAnswerer:
     """One engine, to which everything is submitted at once: it fills a slot as soon as one falls free."""
 
-    def __init__(self, model: TextModel, max_batch: int = 128) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        max_batch: int = 128,
+        cache_tokens: int | None = None,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
         """The engine takes its memory with the first question.
+
+        Args:
+            model: what answers.
+            max_batch: slots.
+            cache_tokens: that the engine has room for; None: as many as the memory left takes.
+            before_step: called before every step of the engine; what it raises ends the asking.
 
         Raises:
             UserError: max_batch below 1.
@@ -78,6 +90,7 @@ class EngineAnswerer:
         if max_batch < 1:
             raise UserError(f"--batch must be at least 1, found {max_batch}")
         self.model, self.max_batch = model, max_batch
+        self.cache_tokens, self.before_step = cache_tokens, before_step
         self.seconds, self.prompt_tokens, self.new_tokens = 0.0, 0, 0
         self._busy_steps: list[int] = []
         self._tail_steps = 0
@@ -102,7 +115,9 @@ class EngineAnswerer:
         started = time.perf_counter()
         prefixes = self.model.prompt_format.prefix_ids_batch([a.condition for a in asked], [a.prompt for a in asked])
         order = sorted(range(len(asked)), key=lambda n: (-asked[n].max_new_tokens, len(prefixes[n]), prefixes[n], n))
-        engine = self.model.engine(max_batch=self.max_batch, kv_cache=self.model.kv_cache)
+        engine = self.model.engine(
+            max_batch=self.max_batch, cache_tokens=self.cache_tokens, kv_cache=self.model.kv_cache
+        )
         numbers = {}
         for index in order:
             one = asked[index]
@@ -111,6 +126,7 @@ class EngineAnswerer:
         texts: dict[int, list[str]] = defaultdict(list)
         waiting = len(order) > self.max_batch
         while engine.has_work:
+            self.before_step()
             ended = 0
             for piece in engine.step():
                 texts[piece.request].append(piece.text)
