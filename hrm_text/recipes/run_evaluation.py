@@ -48,7 +48,7 @@ class RunEvaluator:
     """Asks the questions that a run's settings name; the ``Evaluator`` of ``hrm_text.train``.
 
     Between evaluations it holds the questions alone. While one runs there are the weights as they are handed in, and
-    keys and values for ``evaluate.batch`` texts of the longest questions, however much memory is free.
+    keys and values for ``evaluate.batch`` texts of the longest questions, or as many as there is memory for.
     """
 
     def __init__(self, settings: TrainConfig) -> None:
@@ -88,7 +88,7 @@ class RunEvaluator:
                     f"is {answerer.context:,} tokens"
                 )
         self.cache_tokens = cache_tokens(self.plan, answerer, self.asked.batch)
-        """Tokens of prompts and responses that the engine has room for."""
+        """Tokens of prompts and responses that the engine has room for, if there is memory for them."""
 
     @property
     def questions(self) -> int:
@@ -102,18 +102,23 @@ class RunEvaluator:
         asked, mebibytes = self.asked, self.cache_tokens * per_token / 2**20
         return (
             f"evaluating {self.questions:,} questions of {', '.join(names(self.plan.tasks))} after every "
-            f"{asked.every_steps:,} steps, {asked.batch} at a time with {mebibytes:.1f} MiB of keys and values, in at "
-            f"most {asked.most_share:.1%} of the time"
+            f"{asked.every_steps:,} steps, {asked.batch} at a time with at most {mebibytes:.1f} MiB of keys and "
+            f"values, in at most {asked.most_share:.1%} of the time"
         )
 
     def __call__(self, step: int, weights: Mapping[str, Tensor], progress: Callable[[float], None]) -> Scores:
         """See ``Evaluator``. Weights that were asked already are not asked again: a killed run comes back here."""
+        self._give_back()  # what the training step will take again: the engine asks how much is free
         try:
             return self._scores(step, weights, progress)
         finally:
             gc.collect()  # recorded steps are part of cycles
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Return what PyTorch keeps of a GPU's memory without using it."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _scores(self, step: int, weights: Mapping[str, Tensor], progress: Callable[[float], None]) -> Scores:
         module = empty(self.config)
@@ -125,8 +130,14 @@ class RunEvaluator:
             nonlocal done
             done = there / total
 
+        there_is = memory.cache_tokens(
+            self.config, module.lm_head.weight.dtype, module.lm_head.weight.device, self.asked.batch
+        )
         answerer = EngineAnswerer(
-            TextModel(module, self.prompt_format), self.asked.batch, self.cache_tokens, lambda: progress(done)
+            TextModel(module, self.prompt_format),
+            self.asked.batch,
+            min(self.cache_tokens, there_is),
+            lambda: progress(done),
         )
         of_step = {"step": step, "weights_sha256": checksum(weights)}
         plan = replace(self.plan, identity=of_step | dict(self.plan.identity))
