@@ -288,7 +288,8 @@ def test_tasks_are_a_list_or_one_text() -> None:
 def slow(config: str, kind: str) -> int:
     """A rank of a run whose evaluations take longer than ranks may hang."""
     settings = from_mapping(TrainConfig, read_yaml(Path(config)), config)
-    asks = Asks(between=lambda step: time.sleep(1.5), fails=RuntimeError("no luck") if kind == "fails" else None)
+    seconds = 5.0 if kind == "slow" else 0.0
+    asks = Asks(between=lambda step: time.sleep(seconds), fails=RuntimeError("no luck") if kind == "fails" else None)
     with joined("cpu", settings.distributed.timeout_seconds) as world:
         hooks = [JsonlMetrics(settings.run / "metrics.jsonl")] if world.is_main else []
         summary = Trainer(settings, hooks, world, asks if world.is_main else None).run()
@@ -300,7 +301,7 @@ def slow(config: str, kind: str) -> int:
 def test_ranks_wait_for_the_one_that_asks_even_if_it_fails(
     config: MakeConfig, tmp_path: Path, forked: Ranks, kind: str
 ) -> None:
-    settings = config(SETTINGS | {"max_steps": 3, "distributed.timeout_seconds": 1.0, "distributed.sharding": "fsdp"})
+    settings = config(SETTINGS | {"max_steps": 3, "distributed.timeout_seconds": 4.0, "distributed.sharding": "fsdp"})
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(plain(settings)))
     ended = forked.run(2, "tests.train.test_evaluation:slow", tmp_path, config=str(path), kind=kind)
