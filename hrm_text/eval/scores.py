@@ -79,7 +79,7 @@ class TaskScore:
     """Of a response."""
     samples: int
     also: Mapping[str, float] = field(default_factory=dict)
-    """Further measures: the mean over the questions."""
+    """Further measures: the mean over the questions, or the share of all that is counted."""
     subjects: Mapping[str, SubjectScore] = field(default_factory=dict)
 
 
@@ -147,6 +147,10 @@ def _also(task: Task, results: Sequence[Answered]) -> dict[str, float]:
     measures = {}
     for name in names:
         measures[name] = mean([mean([one.also.get(name, 0.0) for one in each.scored]) for each in results])
+    counted = [one.counts for each in results for one in each.scored]
+    for name in dict.fromkeys(name for counts in counted for name in counts):
+        pairs = [counts[name] for counts in counted if name in counts]
+        measures[name] = sum(right for right, _ in pairs) / max(sum(of for _, of in pairs), 1)
     if task.macro:
         measures["mean over questions"] = mean([each.strict for each in results])
     if task.samples > 1:

@@ -32,15 +32,22 @@ def mean(values: Sequence[float]) -> float:
 def mean_interval(values: Sequence[float]) -> Interval:
     """Where the true mean lies, given scores from 0 to 1 of questions drawn alike.
 
-    Scores of 0 and 1: the score interval of Wilson (1927). Fractions: Student's t interval, kept within 0 and 1. Few
-    fractions, or equal ones: Wilson's with their mean in the place of the share, which is rather too wide.
+    Scores of 0 and 1: the score interval of Wilson (1927). Fractions: Student's t interval with one 0 and one 1 added,
+    kept within 0 and 1. Few fractions, or equal ones: Wilson's with their mean in the place of the share, which is
+    rather too wide.
+
+    Without the two added, 30 hard problems of which most samples fail have an interval that holds the truth in 69 % of
+    draws (shares right of 256 samples from Beta(0.02, 0.98)): what is rare is mostly not among them. With them 99.8 %.
     """
     n, centre = len(values), mean(values)
     squares = math.fsum((value - centre) ** 2 for value in values)
     if n < FEWEST_FOR_T or squares == 0 or all(value in (0, 1) for value in values):
         return Interval(*wilson_interval(math.fsum(values), n), "wilson")
-    half = t_quantile(n - 1) * math.sqrt(squares / (n - 1) / n)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half), "t")
+    widened = [*values, 0.0, 1.0]
+    middle = mean(widened)
+    variance = math.fsum((value - middle) ** 2 for value in widened) / (n + 1)
+    half = t_quantile(n + 1) * math.sqrt(variance / (n + 2))
+    return Interval(max(0.0, min(middle - half, centre)), min(1.0, max(middle + half, centre)), "t")
 
 
 def macro_interval(subjects: Mapping[str, Sequence[float]]) -> Interval:

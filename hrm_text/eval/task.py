@@ -65,7 +65,10 @@ class Scored:
     """The answer that was read; empty if there is none."""
     readable: bool
     also: Mapping[str, float] = field(default_factory=dict)
-    """Further measures by name, from 0 to 1: DROP's exact match."""
+    """Further measures by name, from 0 to 1: DROP's exact match. A task's is the mean over its questions."""
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Further measures by name of parts that weigh alike, whichever question they are of: how many are right, of how
+    many. A task's is the sum over the sum: IFEval's instructions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,20 @@ class Outcome:
 class EngineAnswerer:
     """One engine, to which everything is submitted at once: it fills a slot as soon as one falls free."""
 
-    def __init__(self, model: TextModel, max_batch: int = 128) -> None:
+    def __init__(
+        self,
+        model: TextModel,
+        max_batch: int = 128,
+        cache_tokens: int | None = None,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
         """The engine takes its memory with the first question.
+
+        Args:
+            model: what answers.
+            max_batch: slots.
+            cache_tokens: that the engine has room for; None: as many as the memory left takes.
+            before_step: called before every step of the engine; what it raises ends the asking.
 
         Raises:
             UserError: max_batch below 1.
@@ -93,6 +105,7 @@ class EngineAnswerer:
         if max_batch < 1:
             raise UserError(f"--batch must be at least 1, found {max_batch}")
         self.model, self.max_batch = model, max_batch
+        self.cache_tokens, self.before_step = cache_tokens, before_step
         self.seconds, self.prompt_tokens, self.new_tokens = 0.0, 0, 0
         self._steps = self._steps_before_tail = self._rows_before_tail = 0
 
@@ -116,7 +129,9 @@ class EngineAnswerer:
         started = time.perf_counter()
         prefixes = self.model.prompt_format.prefix_ids_batch([a.condition for a in asked], [a.prompt for a in asked])
         order = sorted(range(len(asked)), key=lambda n: (-asked[n].max_new_tokens, len(prefixes[n]), prefixes[n], n))
-        engine = self.model.engine(max_batch=self.max_batch, kv_cache=self.model.kv_cache)
+        engine = self.model.engine(
+            max_batch=self.max_batch, cache_tokens=self.cache_tokens, kv_cache=self.model.kv_cache
+        )
         numbers = {}
         for index in order:
             one = asked[index]
@@ -126,6 +141,7 @@ class EngineAnswerer:
         status = engine.status
         before_tail = status
         while engine.has_work:
+            self.before_step()
             for piece in engine.step(fill=True):
                 texts[piece.request].append(piece.text)
                 if piece.finish_reason is not None:

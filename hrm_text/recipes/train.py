@@ -6,6 +6,8 @@ import os
 
 import rich.console
 
+from hrm_text.contracts import UserError
+from hrm_text.recipes.run_evaluation import RunEvaluator
 from hrm_text.recipes.tuning_data import prepared
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.console import Console
@@ -26,9 +28,13 @@ def train(settings: TrainConfig, console: rich.console.Console) -> RunSummary:
         if settings.data.records is not None:
             with world.main_first():
                 settings = with_records_prepared(settings, console)
+        evaluator = None
+        if settings.evaluate.tasks:
+            with console.status("reading the questions of the evaluation"):
+                evaluator = evaluator_of(settings, world)
         # Seconds; the first plan of several bins compiles.
         with console.status("planning the epochs, drawing the weights"):
-            trainer = Trainer(settings, hooks_of(settings, console, world), world)
+            trainer = Trainer(settings, hooks_of(settings, console, world), world, evaluator)
         return trainer.run()
 
 
@@ -40,6 +46,19 @@ def with_records_prepared(settings: TrainConfig, console: rich.console.Console) 
             lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
             lambda done, total: status.update(f"tokenising: {done / 1e6:.1f} of {total / 1e6:.1f} MB"),
         )
+
+
+def evaluator_of(settings: TrainConfig, world: World) -> RunEvaluator | None:
+    """What asks questions while the run trains, on rank 0. An error of its settings is one of all ranks."""
+    evaluator, problem = None, None
+    if world.is_main:
+        try:
+            evaluator = RunEvaluator(settings)
+        except UserError as error:
+            problem = str(error)
+    if (problem := world.gathered(problem)[0]) is not None:
+        raise UserError(problem)
+    return evaluator
 
 
 def hooks_of(settings: TrainConfig, console: rich.console.Console, world: World) -> list[Hook]:

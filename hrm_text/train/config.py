@@ -24,6 +24,8 @@ Place = Annotated[Path | str | None, AfterValidator(_located)]
 """A path, the URL of a store that fsspec knows, or null."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(lambda given: [given] if isinstance(given, (str, Path)) else given)]
 """One path or several."""
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: given.split(",") if isinstance(given, str) else given)]
+"""Several names: a list, or one text with commas between them."""
 AttentionBackend = Literal["auto", "plain", "grouped", "varlen", "flex", "flash", "triton"]
 
 
@@ -98,6 +100,27 @@ class ValidationConfig:
     """With data.records: the share of them that is held out and validated on, chosen by their content alone."""
     every_steps: Count = 500
     """Validate after every so many steps, and after the last."""
+
+
+@settings
+class EvaluateConfig:
+    """Questions that are asked of the averaged weights while the run trains: scores as curves."""
+
+    tasks: Names = ()
+    """Tasks as hrm-text eval names them (gsm8k, add:direct, quickstart), and files of records; none is no evaluation.
+    Those that run what the model wrote are refused."""
+    every_steps: Count = 1000
+    """Evaluate after every so many steps, and after the last."""
+    limit: Count = 100
+    """Most questions of a task: the same ones every time, and those of hrm-text eval --limit."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the questions that are drawn, as of hrm-text eval --seed."""
+    data: Path | None = None
+    """Folder with the benchmarks' files, DATA/gsm8k/test.jsonl and so on; null is the Hugging Face hub."""
+    most_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Of the run's wall time, what evaluations may take together; one that would take more waits for another turn."""
+    batch: Count = 32
+    """Questions answered together; each needs memory for its keys and values."""
 
 
 @settings
@@ -181,6 +204,8 @@ class TrainConfig(ExecutionConfig):
     """Warm-up of K, for the architecture that has one (hrm); the model's bp_steps is where it ends."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     """Held-out records."""
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    """Benchmarks."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Saving."""
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)

@@ -11,7 +11,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hrm_text.train.hooks import CheckpointRecord, Hook, Level, RunInfo, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import (
+    CheckpointRecord,
+    EvaluationRecord,
+    Hook,
+    Level,
+    RunInfo,
+    RunSummary,
+    StepRecord,
+    ValidationRecord,
+)
 
 STYLES: dict[Level, str] = {"info": "", "warning": "yellow", "error": "bold red"}
 
@@ -58,6 +67,16 @@ class Console(Hook):
         self._print(
             f"step {record.step:,}: validation loss {record.loss:.4f}, tokens right {record.token_accuracy:.1%}, "
             f"whole responses {record.exact_accuracy:.1%} of {record.samples:,} ({record.weights} weights)"
+        )
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        strict = {task: measures["strict"] for task, measures in record.scores.items()}
+        scores = ", ".join(f"{task} {score:.1%}" for task, score in strict.items())
+        if len(strict) > 1:
+            scores = f"mean {sum(strict.values()) / len(strict):.1%} ({scores})"
+        self._print(
+            f"step {record.step:,}: evaluation {scores}; {record.questions:,} questions in {record.seconds:.1f} s, "
+            f"{record.share:.1%} of the run so far ({record.weights} weights)"
         )
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:

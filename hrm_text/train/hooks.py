@@ -79,6 +79,25 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """What the weights made of some questions after ``step`` steps."""
+
+    step: int
+    weights: Literal["ema", "raw"]
+    questions: int
+    scores: Mapping[str, Mapping[str, float]]
+    """By task and measure: strict, with the bounds low and high at 95 %; published, unreadable, truncated, all from 0
+    to 1; mean_tokens of a response."""
+    seconds: float
+    share: float
+    """Of the run's wall time so far, what evaluations have taken: this one, and those that were given up or failed."""
+
+
+Record = StepRecord | ValidationRecord | EvaluationRecord
+"""What becomes a line of metrics.jsonl, and points of curves."""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointRecord:
     """A checkpoint that is whole: written while training went on."""
 
@@ -113,6 +132,8 @@ class Hook:
 
     def on_validation(self, record: ValidationRecord) -> None: ...
 
+    def on_evaluation(self, record: EvaluationRecord) -> None: ...
+
     def on_checkpoint(self, record: CheckpointRecord) -> None: ...
 
     def on_message(self, level: Level, text: str) -> None: ...
@@ -141,6 +162,9 @@ class Hooks(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._tell("on_validation", record)
 
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._tell("on_evaluation", record)
+
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._tell("on_checkpoint", record)
 
@@ -165,7 +189,8 @@ class Hooks(Hook):
 
 
 class JsonlMetrics(Hook):
-    """One JSON object per line: ``kind`` "step" or "validation", and the fields of the record; flushed line by line.
+    """One JSON object per line: ``kind`` "step", "validation" or "evaluation", and the fields of the record; flushed by
+    the line.
 
     A number that is not finite is null. A resumed run first drops the records of steps after its checkpoint, and a line
     that a killed process left unfinished: the file reads as if the run had not stopped (validate before saving when
@@ -188,12 +213,15 @@ class JsonlMetrics(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._write("validation", record)
 
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._write("evaluation", record)
+
     def on_end(self, summary: RunSummary) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _write(self, kind: str, record: StepRecord | ValidationRecord) -> None:
+    def _write(self, kind: str, record: Record) -> None:
         if self._file is None:  # it could not be opened, of which on_start has told
             return
         line = json.dumps({"kind": kind, **_values(record)}).encode() + b"\n"
@@ -212,7 +240,7 @@ class JsonlMetrics(Hook):
 
 
 class TensorBoard(Hook):
-    """Scalars "train/...", "validation_ema/..." and "validation_raw/..." for TensorBoard."""
+    """Scalars for TensorBoard: "train/...", "validation_ema/...", "evaluation_ema/TASK/...", or "raw" for "ema"."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -231,6 +259,9 @@ class TensorBoard(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._add(f"validation_{record.weights}", record)
 
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._add(f"evaluation_{record.weights}", record)
+
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         if self._writer is not None:
             self._writer.flush()
@@ -239,7 +270,7 @@ class TensorBoard(Hook):
         if self._writer is not None:
             self._writer.close()
 
-    def _add(self, group: str, record: StepRecord | ValidationRecord) -> None:
+    def _add(self, group: str, record: Record) -> None:
         if self._writer is not None:
             for name, value in _scalars(record).items():
                 self._writer.add_scalar(f"{group}/{name}", value, record.step)
@@ -281,26 +312,37 @@ class WandB(Hook):
     def on_validation(self, record: ValidationRecord) -> None:
         self._log(f"validation_{record.weights}", record)
 
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._log(f"evaluation_{record.weights}", record)
+
     def on_end(self, summary: RunSummary) -> None:
         if self._run is not None:
             self._run.finish(exit_code=0 if summary.outcome == "finished" else 1)
 
-    def _log(self, group: str, record: StepRecord | ValidationRecord) -> None:
+    def _log(self, group: str, record: Record) -> None:
         if self._run is not None:
             values = {f"{group}/{name}": value for name, value in _scalars(record).items()}
             self._run.log(values, step=record.step)
 
 
-def _values(record: StepRecord | ValidationRecord) -> dict[str, Any]:
+def _values(record: Record) -> dict[str, Any]:
     """The fields of a record for JSON, which has no word for nan and inf."""
-    fields = dataclasses.asdict(record)
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: known(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {key: known(value) for key, value in dataclasses.asdict(record).items()}
 
 
-def _scalars(record: StepRecord | ValidationRecord) -> dict[str, float]:
-    """The numbers of a record that are worth a curve."""
-    axes = ("step", "total_steps")
-    return {k: v for k, v in _values(record).items() if isinstance(v, int | float) and k not in axes}
+def _scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record that are worth a curve; those of a task by TASK/MEASURE."""
+    values = _values(record)
+    for task, measures in values.pop("scores", {}).items():
+        values |= {f"{task}/{measure}": value for measure, value in measures.items()}
+    axes = ("step", "total_steps", "questions")
+    return {k: v for k, v in values.items() if isinstance(v, int | float) and k not in axes}
 
 
 def _step_of(line: bytes) -> float:

@@ -24,6 +24,7 @@ from hrm_text.model.plan import training_flops
 from hrm_text.train import checkpoint
 from hrm_text.train.config import TrainConfig, plain
 from hrm_text.train.continuing import changed_settings, check_same_model
+from hrm_text.train.evaluation import Evaluations, Evaluator
 from hrm_text.train.execution import chosen, describe
 from hrm_text.train.hooks import CheckpointRecord, Hook, Hooks, RunInfo, RunSummary, StepRecord, ValidationRecord
 from hrm_text.train.metrics import Throughput, device_memory_bytes, device_memory_total, peak_flops
@@ -56,8 +57,18 @@ class Launched:
 class Trainer:
     """A run: its data, model and optimizer, and the step that they are at. Every rank has one, and all do the same."""
 
-    def __init__(self, config: TrainConfig, hooks: Sequence[Hook] = (), world: World | None = None) -> None:
-        """``hooks``: only rank 0's are called. ``world``: the ranks; None: this process is alone."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        hooks: Sequence[Hook] = (),
+        world: World | None = None,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        """Open the data, build the model, and take over the newest checkpoint.
+
+        hooks: only rank 0's are called. world: the ranks; None: this process is alone. evaluator: of rank 0, where the
+        config names tasks to evaluate.
+        """
         self.world = world = world or World()
         self.hooks = Hooks(hooks if world.is_main else ())
         self.step = 0
@@ -67,10 +78,10 @@ class Trainer:
             self.watchdog = Watchdog(world.store, world.rank, world.size, config.distributed.timeout_seconds)
         # Planning a large epoch takes minutes, and no rank is to be blamed for them.
         with self.watchdog.paused() if self.watchdog is not None else contextlib.nullcontext():
-            self._prepare(config)
+            self._prepare(config, evaluator)
 
-    def _prepare(self, config: TrainConfig) -> None:
-        """Open the data, build the model, and take over the newest checkpoint."""
+    def _prepare(self, config: TrainConfig, evaluator: Evaluator | None) -> None:
+        """See ``__init__``."""
         world = self.world
         self.config = config = resolved(config)
         folder, saved = self._newest_checkpoint()
@@ -106,6 +117,7 @@ class Trainer:
             keep_every=config.checkpoint.keep_every,
             group=world.saving_group,
         )
+        self.evaluations = Evaluations(config.evaluate, evaluator, self.training, world, self.hooks, self.watchdog)
         self.tokens_seen = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -144,9 +156,12 @@ class Trainer:
         )
         if self.sharding is not None:
             self.hooks.on_message("info", f"sharding: {self.sharding} ({self.sharding.reason})")
+        self.evaluations.begin()
         batches = iter(self.loader)
         try:
             with self._signals():
+                if self.evaluations.owed and self.step < self.total_steps:
+                    self._evaluate()
                 self.meter.start()
                 while self.step < self.total_steps and not self._stopping():
                     epoch = self.loader.state.epoch
@@ -161,11 +176,14 @@ class Trainer:
                     self.readback.put(sums, launched)
                     self._report(self.readback.due())
                     validating = self.validation is not None and self._due(config.validation.every_steps)
-                    if validating or self.save_agreed or self._due(config.checkpoint.every_steps):
+                    evaluating = self.evaluations.due(self.step, self.total_steps)
+                    if validating or evaluating or self.save_agreed or self._due(config.checkpoint.every_steps):
                         self._report(self.readback.all())
                         if validating:
                             self._at(f"validating after step {self.step:,}")
                             self.hooks.on_validation(self.validate())
+                        if evaluating:
+                            self._evaluate()
                         if self.save_agreed or self._due(config.checkpoint.every_steps):
                             self.save()
                         self.meter.start()
@@ -292,6 +310,11 @@ class Trainer:
             seconds=time.monotonic() - started,
         )
 
+    def _evaluate(self) -> None:
+        """Ask questions of the averaged weights; see ``Evaluations``."""
+        self._at(f"evaluating after step {self.step:,}")
+        self.evaluations.run(self.step, self.step == self.total_steps, lambda: self.stop_requested)
+
     # --------------------------------------------------------------------------------------------------- continuing --
 
     def save(self) -> None:
@@ -307,6 +330,7 @@ class Trainer:
             "rng": checkpoint.rng_state(),
             "tokenizer_info": self.loader.tokenizer_info,
             "base": self.base,
+            "evaluation": self.evaluations.state(),
         }
         self.saver.begin(self.step, self.training.state(), state, plain(self.config))
         self._saved_at, self.save_agreed = time.monotonic(), False
@@ -351,6 +375,8 @@ class Trainer:
         checkpoint.restore_rng(saved.state["rng"])
         self.step, self.tokens_seen = saved.state["step"], saved.state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = saved.state["skipped"], saved.state["skipped_in_a_row"]
+        if "evaluation" in saved.state:  # not in checkpoints from before there was any
+            self.evaluations.restore(saved.state["evaluation"])
         if saved.state["total_steps"] != self.total_steps:
             self._warn(
                 f"{folder} is of a run of {saved.state['total_steps']:,} steps and this one has {self.total_steps:,}: "

@@ -74,10 +74,15 @@ class Adapters:
     @torch.no_grad()
     def apply(self, adapters: Mapping[str, Tensor] | None = None) -> None:
         """Set the model's matrices to W + s B A, with these adapters by name or with the live ones."""
-        live = self.parameters if adapters is None else adapters
-        for name, weight in self._weights.items():
-            whole(weight).copy_(merged_weight(self._base[name], live[name + A], live[name + B], self.scales[name]))
+        for name, matrix in self.matrices(self.parameters if adapters is None else adapters):
+            whole(self._weights[name]).copy_(matrix)
         increment_version(self._weights.values())  # copies of them in FP8 are stale now
+
+    @torch.no_grad()
+    def matrices(self, adapters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Each W + s B A with these adapters by name, fp32, made as it is asked for."""
+        for name, s in self.scales.items():
+            yield name, merged_weight(self._base[name], adapters[name + A], adapters[name + B], s)
 
     @contextlib.contextmanager
     def applied(self, adapters: Mapping[str, Tensor]) -> Iterator[None]:

@@ -244,6 +244,24 @@ class TrainingStep:
                 parameters[name].data = data
             increment_version(parameters.values())
 
+    @torch.no_grad()
+    def averaged_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The model as it would be exported: averaged weights and buffers by name, whole, in the computation's dtype.
+
+        Every rank goes through all of it, whatever it keeps: a tensor that ranks share is gathered as it is asked for.
+        One that is whole here and has that dtype is live, and not copied.
+        """
+        for name, buffer in self.model.named_buffers():
+            yield name, buffer.detach().to(self.dtype)
+        averages: Iterable[tuple[str, Tensor]] = self.optimizer.ema_weights().items()
+        if self.adapters is not None:
+            for name, parameter in self.model.named_parameters():
+                if name not in self.adapters.scales:
+                    yield name, _whole(parameter.detach().to(self.dtype))
+            averages = self.adapters.matrices(self.optimizer.ema_weights())
+        for name, average in averages:
+            yield name, _whole(average.to(self.dtype))
+
     def state(self) -> dict[str, Tensor]:
         """All that training changes, and the model's buffers, by flat names: "weights/lm_head.weight", "step", ...
 
@@ -290,6 +308,12 @@ class TrainingStep:
         for name in list(of_pass):
             gradient = of_pass.pop(name)  # gone with the next one: their memory is not held twice
             sums[name] = sums[name].add_(gradient) if name in sums else gradient.float()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which ranks hold parts; every rank calls it."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
 
 
 def add_up_over_ranks(tensors: Iterable[Tensor]) -> None:

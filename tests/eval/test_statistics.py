@@ -32,6 +32,15 @@ def test_intervals_of_fractions_hold_the_truth_as_often_as_they_say() -> None:
     assert 930 <= sum(each.low <= truth <= each.high for each in held) <= 970
 
 
+@pytest.mark.parametrize(("n", "a", "b"), [(30, 0.02, 0.98), (30, 0.05, 0.95), (30, 0.95, 0.05), (200, 0.02, 0.98)])
+def test_intervals_of_problems_that_are_mostly_failed_or_solved_hold_the_truth(n: int, a: float, b: float) -> None:
+    """A problem's share of right samples is 0 or 1 but for a few: Student's t alone holds it in 69 to 89 %."""
+    rng, truth = random.Random(2), a / (a + b)
+    held = [mean_interval([round(256 * rng.betavariate(a, b)) / 256 for _ in range(n)]) for _ in range(400)]
+    assert sum(each.low <= truth <= each.high for each in held) >= 380
+    assert sum(each.high - each.low for each in held) / 400 < 0.2, "and they say something"
+
+
 def test_few_or_equal_fractions_are_never_certain() -> None:
     for values in ([0.5] * 50, [0.5, 0.75], [0.25] * (FEWEST_FOR_T - 1)):
         interval = mean_interval(values)

@@ -25,7 +25,7 @@ from tests.train.forked_ranks import Ranks, started
 TASKS = {"upper": 1.0, "repeat": 1.0}
 VOCAB_SIZE = 320
 MODEL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "head_dim": 16, "inner_multiple": 16}
-TIMED = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
+TIMED = {"share", "seconds", "tokens_per_second", "mfu", "memory_bytes"}
 
 
 class Recorder(Hook):

@@ -9,7 +9,7 @@ import pytest
 import rich.console
 
 from hrm_text.train.console import Console, duration
-from hrm_text.train.hooks import CheckpointRecord, RunInfo, RunSummary, StepRecord, ValidationRecord
+from hrm_text.train.hooks import CheckpointRecord, EvaluationRecord, RunInfo, RunSummary, StepRecord, ValidationRecord
 
 RECORD = StepRecord(
     step=1, total_steps=100, epoch=2, loss=0.4213, token_accuracy=0.9, exact_accuracy=0.5, lr=2.2e-4, k=4, tokens=100,
@@ -92,11 +92,15 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
 def test_validation_and_messages_are_lines_of_their_own(clock: Clock, log: io.StringIO) -> None:
     hook = Console(rich.console.Console(file=log, width=20), clock=clock)
     hook.on_validation(ValidationRecord(50, "ema", 0.5, 0.75, 0.5, samples=1000, supervised=80, seconds=1.0))
+    scores = {"add": {"strict": 0.5}, "gsm8k": {"strict": 0.025}}
+    hook.on_evaluation(EvaluationRecord(50, "ema", 1200, scores, seconds=12.3, share=0.0123))
     hook.on_message("warning", "step 7 was skipped: its loss was not finite")
     hook.on_message("info", "hello")
     hook.on_end(RunSummary(100, 100, "finished", 3700.0, Path("x")))
     assert log.getvalue().splitlines() == [
         "step 50: validation loss 0.5000, tokens right 75.0%, whole responses 50.0% of 1,000 (ema weights)",
+        "step 50: evaluation mean 26.2% (add 50.0%, gsm8k 2.5%); 1,200 questions in 12.3 s, 1.2% of the run so far "
+        "(ema weights)",
         "warning: step 7 was skipped: its loss was not finite",
         "hello",
         "finished after 100 of 100 steps in 1:01:40",

@@ -18,6 +18,7 @@ import pytest
 from hrm_text.contracts import UserError
 from hrm_text.train.hooks import (
     CheckpointRecord,
+    EvaluationRecord,
     Hook,
     Hooks,
     JsonlMetrics,
@@ -47,6 +48,11 @@ def validation_record(step: int) -> ValidationRecord:
     return ValidationRecord(step, "ema", 0.5, 0.75, 0.5, samples=8, supervised=80, seconds=1.0)
 
 
+def evaluation_record(step: int, **changes: float) -> EvaluationRecord:
+    scores = {"gsm8k": {"strict": 0.25, "mean_tokens": 30.5} | changes, "add": {"strict": 0.5}}
+    return EvaluationRecord(step, "ema", 200, scores, seconds=2.0, share=0.01)
+
+
 SUMMARY = RunSummary(step=10, total_steps=10, outcome="finished", seconds=1.0, checkpoint=None)
 
 
@@ -57,6 +63,8 @@ def run(hook: Hook, folder: Path, start: int, stop: int) -> None:
         hook.on_step(step_record(step))
         if step % 2 == 0:
             hook.on_validation(validation_record(step))
+        if step % 5 == 0:
+            hook.on_evaluation(evaluation_record(step))
     hook.on_end(SUMMARY)
 
 
@@ -113,6 +121,7 @@ def test_every_event_reaches_every_hook(tmp_path: Path) -> None:
     assert events == {name for name in vars(Hooks) if name.startswith("on_")}
     arguments: dict[str, tuple[Any, ...]] = {
         "on_start": (info(tmp_path),), "on_step": (step_record(1),), "on_validation": (validation_record(1),),
+        "on_evaluation": (evaluation_record(1),),
         "on_checkpoint": (CheckpointRecord(1, tmp_path, 0.0, 0.1),),
         "on_message": ("info", "hello"), "on_end": (SUMMARY,),
     }  # fmt: skip
@@ -141,8 +150,12 @@ def test_a_record_becomes_one_line_at_once(tmp_path: Path) -> None:
     line = json.loads(path.read_text())  # before the file is closed
     assert line == {"kind": "step", **dataclasses.asdict(step_record(1)), "loss": None}
     hook.on_validation(validation_record(1))
+    hook.on_evaluation(evaluation_record(1, published=math.nan))
     hook.on_end(SUMMARY)
-    assert json.loads(path.read_text().splitlines()[1])["kind"] == "validation"
+    validation, evaluation = (json.loads(line) for line in path.read_text().splitlines()[1:])
+    assert validation["kind"] == "validation"
+    assert evaluation["kind"] == "evaluation"
+    assert evaluation["scores"]["gsm8k"] == {"strict": 0.25, "mean_tokens": 30.5, "published": None}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +170,7 @@ def test_a_resumed_file_is_that_of_an_uninterrupted_run(tmp_path: Path, checkpoi
         file.write(torn)
     run(JsonlMetrics(resumed), tmp_path, checkpoint_step, 10)
     assert resumed.read_bytes() == whole.read_bytes()
-    assert len(whole.read_bytes().splitlines()) == 15
+    assert len(whole.read_bytes().splitlines()) == 17
 
 
 def test_what_was_written_survives_a_kill(tmp_path: Path) -> None:
@@ -220,12 +233,16 @@ def test_tensorboard_holds_the_scalars_of_both_halves_of_a_resumed_run(
         for step in range(start + 1, stop + 1):
             hook.on_step(step_record(step, loss=math.inf if step == 2 else start + step))
         hook.on_validation(validation_record(stop))
+        hook.on_evaluation(evaluation_record(stop))
         hook.on_end(SUMMARY)
     reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")  # without types
     events = reader.EventAccumulator(str(tmp_path / "tb")).Reload()
     loss = {event.step: event.value for event in events.Scalars("train/loss")}
     assert loss == {1: 1, 3: 3, 4: 7, 5: 8, 6: 9, 7: 10, 8: 11}  # step 2 was not finite; 4 and 5 are of the second
     assert [event.step for event in events.Scalars("validation_ema/exact_accuracy")] == [8]
+    assert [(event.step, event.value) for event in events.Scalars("evaluation_ema/gsm8k/strict")] == [(8, 0.25)]
+    assert [event.value for event in events.Scalars("evaluation_ema/seconds")] == [2.0]
+    assert "evaluation_ema/questions" not in events.Tags()["scalars"]
     assert "train/step" not in events.Tags()["scalars"]
     assert "train/mfu" not in events.Tags()["scalars"]
 
@@ -258,6 +275,10 @@ def test_wandb_resumes_the_run_that_it_began(tmp_path: Path, fake_wandb: list[An
     for start in (0, 3, 0):
         hook = WandB(project="hrm")
         run(hook, tmp_path, start, start + 1)
+    logged = WandB(project="hrm")
+    logged.on_start(info(tmp_path))
+    logged.on_evaluation(evaluation_record(4))
+    assert fake_wandb.pop()[1]["evaluation_ema/add/strict"] == 0.5
     begun, (step, values), code, resumed, *_ = fake_wandb
     fresh = [call for call in fake_wandb if isinstance(call, dict)][2]
     assert begun["project"] == "hrm"

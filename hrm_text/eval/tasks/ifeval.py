@@ -15,19 +15,19 @@ def questions(rows: Rows) -> Iterator[Question]:
 
 
 def score(response: str, question: Question) -> Scored:
-    """1 if every instruction is followed to the letter; also: by a loose form, and the share that is followed."""
+    """1 if every instruction is followed to the letter; also: by a loose form, and of how many instructions."""
     judged = judge(response, question.answer["kinds"], question.answer["kwargs"])
     ways = {"strict": judged.strict, "loose": judged.loose}
-    share = {f"instruction, {way}": sum(found) / len(found) for way, found in ways.items()}
+    counts = {f"instruction, {way}": (sum(found), len(found)) for way, found in ways.items()}
     followed = [kind for kind, follows in zip(question.answer["kinds"], judged.strict, strict=True) if follows]
     right = float(all(judged.strict))
-    also = {"prompt, loose": float(all(judged.loose)), **share}
-    return Scored(right, right, " ".join(followed), readable=bool(response.strip()), also=also)
+    also = {"prompt, loose": float(all(judged.loose))}
+    return Scored(right, right, " ".join(followed), readable=bool(response.strip()), also=also, counts=counts)
 
 
 TASK = Task(
     name="ifeval",
-    version=1,
+    version=2,
     title="IFEval, prompts followed strictly",
     datasets=(DATASET,),
     questions=questions,

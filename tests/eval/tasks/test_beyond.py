@@ -16,6 +16,8 @@ from hrm_text.contracts import UserError
 from hrm_text.data.procedural.split import is_held_out
 from hrm_text.data.sources.reasoning_gym import TASKS as TRAINED
 from hrm_text.eval import gym
+from hrm_text.eval.answers import Answer
+from hrm_text.eval.scores import answered, score_task
 from hrm_text.eval.scoring.code import require_isolation
 from hrm_text.eval.scoring.stated import answer_in
 from hrm_text.eval.sources import LocalRows
@@ -40,18 +42,25 @@ def test_ifeval_judges_prompts_and_instructions_strictly_and_loosely(rows: Local
     assert ifeval.TASK.score(right, questions["1002"]).strict == 1
     framed = ifeval.TASK.score(f"Sure:\n{right}\nBye", questions["1002"])
     assert framed.strict == framed.published == 0
-    assert framed.also == {
-        "prompt, loose": 1.0,
-        "instruction, strict": pytest.approx(2 / 3),
-        "instruction, loose": 1.0,
-    }
+    assert framed.also == {"prompt, loose": 1.0}
+    assert framed.counts == {"instruction, strict": (2, 3), "instruction, loose": (3, 3)}
     half = ifeval.TASK.score("* a\n* b", questions["1001"])
-    assert (half.strict, half.got, half.also["instruction, strict"]) == (
+    assert (half.strict, half.got, half.counts["instruction, strict"]) == (
         0,
         "detectable_format:number_bullet_lists",
-        0.5,
+        (1, 2),
     )
     assert not ifeval.TASK.score(" ", questions["1000"]).readable
+
+
+def test_ifevals_instructions_weigh_alike_whichever_prompt_they_are_of(rows: LocalRows) -> None:
+    """A prompt's one instruction followed and none of another's three: a quarter of all, not a half."""
+    questions = {question.id: question for question in ifeval.TASK.questions(rows)}
+    said = {"1000": "The moon is round.", "1002": "river " * 30}
+    results = [answered(ifeval.TASK, questions[id_], [Answer(text, 5, "stop")]) for id_, text in said.items()]
+    found = score_task(ifeval.TASK, results, "unknown", 0.0)
+    assert found.strict == found.also["prompt, loose"] == 0.5
+    assert found.also["instruction, strict"] == found.also["instruction, loose"] == 0.25
 
 
 def test_bbh_asks_all_rows_but_the_examples_of_every_subtask(rows: LocalRows) -> None:
