@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -27,6 +28,7 @@ from hrm_text.data.prompt import PromptFormat
 from hrm_text.data.tokenizer import load_tokenizer, tokenizer_info, train_tokenizer
 from hrm_text.eval.answers import Asked
 from hrm_text.infer import engine
+from hrm_text.infer.prefill import prefill
 from hrm_text.infer.text_model import TextModel
 from hrm_text.model.config import preset
 from hrm_text.model.kernels.grouped import similar_lengths
@@ -71,7 +73,7 @@ def load(name: str, count: int) -> list[Asked]:
         return " ".join(rng.choices(WORDS, k=rng.randint(fewest, most)))
 
     heads = [words(60, 400) for _ in range(8)]
-    asked = []
+    asked: list[Asked] = []
     for number in range(count):
         few = name == "few-shot" or (name == "both" and number % 2 == 1)
         if name == "sampled" and number % 4:
@@ -85,7 +87,7 @@ def load(name: str, count: int) -> list[Asked]:
 
 def measured(model: TextModel, asked: Sequence[Asked], batch: int) -> Counts:
     """Ask, and count."""
-    prefill, places, tokens = engine.prefill, 0, 0
+    places, tokens = 0, 0
 
     def counted(module: Any, steps: Any, cache: Any, new: Any, recorded: Any) -> Any:
         nonlocal places, tokens
@@ -95,11 +97,8 @@ def measured(model: TextModel, asked: Sequence[Asked], batch: int) -> Counts:
         return prefill(module, steps, cache, new, recorded)
 
     answerer = EngineAnswerer(model, batch)
-    engine.prefill = counted
-    try:
+    with patch.object(engine, "prefill", counted):
         answerer.ask(asked, lambda index, answer: None)
-    finally:
-        engine.prefill = prefill
     speed = answerer.speed()
     different = {(each.condition, each.prompt) for each in asked}
     forced = sum(answerer.num_tokens(*each) for each in different)

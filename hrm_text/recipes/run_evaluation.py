@@ -32,7 +32,7 @@ from hrm_text.infer.text_model import TextModel
 from hrm_text.model.origin import checksum
 from hrm_text.model.weights import empty, parse_dtype
 from hrm_text.recipes.evaluation import EngineAnswerer
-from hrm_text.recipes.quickstart import machine, versions
+from hrm_text.recipes.provenance import machine, versions
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.evaluation import Scores
 from hrm_text.train.loop import resolved
