@@ -385,3 +385,10 @@ def test_two_processes_cannot_be_at_one_folder(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["result"]
     with pytest.raises(UserError, match="result is a file, expected a folder"), only_process(folder / "result"):
         pass
+
+
+def test_json_takes_half_a_character_and_gives_it_back(tmp_path: Path) -> None:
+    value = {"subject \ud83d": ["\\\udc00", "é"]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    (tmp_path / "a.json").read_bytes().decode("utf-8")

@@ -278,6 +278,12 @@ def test_machines_are_remembered(tmp_path: Path) -> None:
     assert results["machines"] == [{"cores": "2"}, {"cores": "64"}]
 
 
+def test_a_finished_run_started_again_asks_nothing_and_keeps_its_speed(tmp_path: Path) -> None:
+    first, again = run(planned(), Adds(), tmp_path / "run"), Adds()
+    assert run(planned(), again, tmp_path / "run") == first
+    assert not again.asked
+
+
 def test_tasks_that_cannot_be_scored_are_refused() -> None:
     for tasks, message in (
         ([], "no task to evaluate"),
