@@ -48,8 +48,8 @@ def eval_(
         data: folder with the benchmarks' files, DATA/gsm8k/test.jsonl and so on; the Hugging Face hub if not given
         out: folder for results.json, answers.jsonl and the report; one below runs/eval if not given, a different one
             for whatever changes a score
-        mixture: sampled folder the model was trained upon, which tells held-in from held-out; the released mixture if
-            not given
+        mixture: sampled folder the model was trained upon, which tells held-in from held-out, or "released"; what a
+            training run names if not given, else unknown
         seed: of the questions that are drawn, of --limit and of responses that are sampled
         batch: questions answered together; each needs memory for its keys and values
         device: cpu, cuda or mps

@@ -11,7 +11,12 @@ from hrm_text.eval.task import Task
 from hrm_text.files import read_json
 
 Held = Literal["in", "out", "unknown"]
-"""unknown: a task that declares no data set, asked of a model whose mixture is not given."""
+"""unknown: of a model whose mixture is not known, or a task that declares no data set."""
+
+RELEASED: Literal["released"] = "released"
+"""The mixture of the released checkpoint: it has every source that a task declares."""
+
+Sources = Collection[str] | Literal["released"]
 
 
 def trained_sources(mixture: Path) -> frozenset[str]:
@@ -31,11 +36,13 @@ def trained_sources(mixture: Path) -> frozenset[str]:
     return frozenset(_source(str(each["name"])) for each in strata if each.get("drawn_rows", 0))
 
 
-def held(task: Task, sources: Collection[str] | None) -> Held:
-    """Whether a task's training split is among the sources; None: those of the released mixture."""
-    if sources is not None:
-        return "in" if not set(task.held_in).isdisjoint(sources) else "out"
-    return "in" if task.held_in else "out" if task.datasets else "unknown"
+def held(task: Task, sources: Sources | None) -> Held:
+    """Whether a task's training split is among what a model was trained upon; None: not known."""
+    if sources is None or (sources == RELEASED and not (task.held_in or task.datasets)):
+        return "unknown"
+    if sources == RELEASED:
+        return "in" if task.held_in else "out"
+    return "in" if not set(task.held_in).isdisjoint(sources) else "out"
 
 
 def _source(stratum: str) -> str:

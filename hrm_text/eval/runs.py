@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from hrm_text.contracts import UserError
 from hrm_text.eval.answers import Answer, Answerer, Asked
-from hrm_text.eval.held_in import held
+from hrm_text.eval.held_in import Sources, held
 from hrm_text.eval.scores import Answered, TaskScore, answered, score_task
 from hrm_text.eval.sources import Source
 from hrm_text.eval.task import Dataset, Question, Row, Task
@@ -192,7 +192,7 @@ def run(
     out: Path,
     *,
     machine: Mapping[str, Any] | None = None,
-    sources: Collection[str] | None = None,
+    sources: Sources | None = None,
     on_progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
     """Ask what has not been answered yet, score everything, and write it down.
@@ -202,7 +202,7 @@ def run(
         answerer: what answers.
         out: the run's folder; one that is there must be of the same plan, and is continued.
         machine: on which the answers are made, for the record.
-        sources: of records that the model was trained upon; None: of the released mixture.
+        sources: of records that the model was trained upon; None: not known.
         on_progress: called with the responses that are there, and their number in all.
 
     Returns:
@@ -253,7 +253,7 @@ def run(
     return results
 
 
-def _scores(plan: Plan, scored: Sequence[Answered], sources: Collection[str] | None) -> Iterator[TaskScore]:
+def _scores(plan: Plan, scored: Sequence[Answered], sources: Sources | None) -> Iterator[TaskScore]:
     for task in plan.tasks:
         of_task = [number for number, item in enumerate(plan.items) if item.task is task]
         short = sum(plan.items[number].prompt != plan.items[number].question.prompt for number in of_task)

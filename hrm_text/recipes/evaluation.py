@@ -19,7 +19,7 @@ import torch
 from hrm_text.contracts import UserError
 from hrm_text.eval.answers import Answer, Asked
 from hrm_text.eval.comparison import compare
-from hrm_text.eval.held_in import trained_sources
+from hrm_text.eval.held_in import RELEASED, Sources, trained_sources
 from hrm_text.eval.runs import Plan, plan_run, run
 from hrm_text.eval.sources import HubRows, LocalRows
 from hrm_text.eval.task import Task
@@ -27,7 +27,7 @@ from hrm_text.eval.tasks import find_tasks
 from hrm_text.files import only_process, sha256, write_json
 from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.text_model import Quantize, TextModel, is_checkpoint, load
-from hrm_text.model.checkpoint_files import find_checkpoint
+from hrm_text.model.checkpoint_files import find_checkpoint, load_state
 from hrm_text.recipes.evaluation_report import write_evaluation_report
 from hrm_text.recipes.provenance import machine, versions
 
@@ -62,7 +62,7 @@ class Settings:
     data: Path | None = None
     """Folder of the benchmarks' files; None is the hub."""
     mixture: Path | None = None
-    """What the model was trained upon: see ``trained_sources``."""
+    """What the model was trained upon: see ``sources_of``."""
     batch: int = 128
     """Slots of the engine; changes no answer."""
     device: str = "cpu"
@@ -205,7 +205,7 @@ def evaluate_weights(
             f"{', '.join(code)}: scored by running what the model wrote; allow it with --allow-code, "
             "on a machine that you can spare"
         )
-    sources = None if settings.mixture is None else trained_sources(settings.mixture)
+    sources = sources_of(weights, settings.mixture)
     rows = HubRows() if settings.data is None else LocalRows(settings.data)
     model = load(
         weights,
@@ -305,6 +305,29 @@ def short_name(weights: Path) -> str:
     """What people may call a folder of weights by: its name and its parent's. The whole path says where they live."""
     whole = weights.resolve()
     return "/".join(part for part in whole.parts[-2:] if part != whole.anchor)
+
+
+def sources_of(weights: Path, mixture: Path | None) -> Sources | None:
+    """What a model was trained upon, as far as is known.
+
+    Args:
+        weights: of which a training run or checkpoint names its sampled data.
+        mixture: a sampled folder, "released", or None: what the weights say.
+
+    Raises:
+        UserError: the mixture is given and is none.
+    """
+    if mixture is not None:
+        return RELEASED if str(mixture) == RELEASED else trained_sources(mixture)
+    if not is_checkpoint(weights):
+        return None
+    return sources_of_data(load_state(find_checkpoint(weights, warnings.warn)).config["data"].get("sampled"))
+
+
+def sources_of_data(sampled: object) -> Sources | None:
+    """Those of a run's sampled data, if they are still there: not known of data elsewhere, or of plain records."""
+    here = Path(str(sampled))
+    return trained_sources(here) if sampled is not None and (here / "sampling.json").is_file() else None
 
 
 def scoring_versions() -> dict[str, str]:

@@ -31,7 +31,7 @@ from hrm_text.infer import memory
 from hrm_text.infer.text_model import TextModel
 from hrm_text.model.origin import checksum
 from hrm_text.model.weights import empty, parse_dtype
-from hrm_text.recipes.evaluation import EngineAnswerer
+from hrm_text.recipes.evaluation import EngineAnswerer, sources_of_data
 from hrm_text.recipes.provenance import machine, versions
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.evaluation import Scores
@@ -65,6 +65,7 @@ class RunEvaluator:
         self.config, self.asked = settings.model, settings.evaluate
         self.device, self.dtype = settings.device, settings.dtype
         self.folder = settings.run / "evaluations"
+        self.sources = sources_of_data(settings.data.sampled)
         assert settings.data.sampled is not None
         self.prompt_format = _prompt_format(settings)
         tasks = find_tasks(self.asked.tasks, limit=self.asked.limit, seed=self.asked.seed)
@@ -143,7 +144,9 @@ class RunEvaluator:
         plan = replace(self.plan, identity=of_step | dict(self.plan.identity))
         folder = self.folder / f"step_{step:08d}"
         _clear(folder, plan)
-        results = run(plan, answerer, folder, machine=machine(self.device), on_progress=on_progress)
+        results = run(
+            plan, answerer, folder, machine=machine(self.device), sources=self.sources, on_progress=on_progress
+        )
         return {
             name: {measure: score[measure] for measure in MEASURES}
             for name, score in zip(names(plan.tasks), results["scores"], strict=True)

@@ -16,7 +16,7 @@ import pytest
 from hrm_text.contracts import UserError
 from hrm_text.eval.answers import Answer, Asked
 from hrm_text.eval.comparison import compare
-from hrm_text.eval.held_in import trained_sources
+from hrm_text.eval.held_in import RELEASED, Sources, trained_sources
 from hrm_text.eval.runs import Plan, plan_run, read_answers, run
 from hrm_text.eval.task import Dataset, Question, Row, Rows, Scored, Task
 from hrm_text.files import read_json
@@ -298,7 +298,7 @@ def test_tasks_that_cannot_be_scored_are_refused() -> None:
 
 
 def test_held_in_is_declared_or_read_from_the_mixture(tmp_path: Path) -> None:
-    def label(number: int, task: Task, sources: frozenset[str] | None) -> str:
+    def label(number: int, task: Task, sources: Sources | None) -> str:
         [score] = run(planned([task]), Adds(), tmp_path / f"{number}", sources=sources)["scores"]
         return str(score["held"])
 
@@ -306,10 +306,11 @@ def test_held_in_is_declared_or_read_from_the_mixture(tmp_path: Path) -> None:
     (tmp_path / "sampling.json").write_text(json.dumps({"strata": strata}))
     trained = trained_sources(tmp_path)
     assert trained == {"sums_train"} == trained_sources(tmp_path / "sampling.json")
-    assert label(0, TASK, None) == "in"
+    assert label(0, TASK, RELEASED) == "in"
     assert label(1, TASK, trained) == "in"
     assert label(2, TASK, frozenset({"poems"})) == "out"
-    assert label(3, replace(TASK, held_in=()), None) == "out"
+    assert label(3, replace(TASK, held_in=()), RELEASED) == "out"
+    assert label(4, TASK, None) == "unknown"
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="expected the sampling.json of a sampled folder"):
         trained_sources(tmp_path / "other.json")

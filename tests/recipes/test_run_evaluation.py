@@ -104,10 +104,16 @@ def test_scores_are_those_of_the_evaluation_command(
     for step in (2, 4):
         checkpoint = run / "checkpoints" / f"step_{step:08d}"
         export(checkpoint, tmp_path / f"exported{step}")
-        for name, weights in (("checkpoint", checkpoint), ("exported", tmp_path / f"exported{step}")):
+        scores = read_json(of_run[step] / "results.json")["scores"]
+        # What it was trained upon a run knows, and weights alone do not.
+        for name, weights, held in (
+            ("checkpoint", checkpoint, "out"),
+            ("exported", tmp_path / f"exported{step}", "unknown"),
+        ):
             asked = evaluate_weights(weights, settings, tmp_path / f"{name}{step}.eval", say=lambda text: None)
             assert answers(asked.out) == answers(of_run[step])
-            assert asked.results["scores"] == read_json(of_run[step] / "results.json")["scores"]
+            assert asked.results["scores"] == [score | {"held": held} for score in scores]
+        assert {score["held"] for score in scores} == {"out"}
     records = curve(run)
     assert [(each["step"], each["weights"], each["questions"]) for each in records] == [(2, "ema", 15), (4, "ema", 15)]
     for record in records:
