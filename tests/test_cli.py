@@ -310,7 +310,7 @@ def test_every_kind_of_setting_can_be_overridden(chain: Chain, monkeypatch: pyte
     seen: list[Any] = []
 
     class NoTrainer:
-        def __init__(self, config: Any, hooks: Any, world: Any) -> None:
+        def __init__(self, config: Any, hooks: Any, world: Any, evaluator: Any) -> None:
             seen.append(config)
             raise KeyboardInterrupt
 

@@ -330,8 +330,9 @@ class Trainer:
             "rng": checkpoint.rng_state(),
             "tokenizer_info": self.loader.tokenizer_info,
             "base": self.base,
-            "evaluation": self.evaluations.state(),
         }
+        if self.config.evaluate.tasks:  # seconds, which no two runs share
+            state["evaluation"] = self.evaluations.state()
         self.saver.begin(self.step, self.training.state(), state, plain(self.config))
         self._saved_at, self.save_agreed = time.monotonic(), False
         self._tell_of_saves()  # of the one before, which has ended by now
@@ -375,7 +376,7 @@ class Trainer:
         checkpoint.restore_rng(saved.state["rng"])
         self.step, self.tokens_seen = saved.state["step"], saved.state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = saved.state["skipped"], saved.state["skipped_in_a_row"]
-        if "evaluation" in saved.state:  # not in checkpoints from before there was any
+        if "evaluation" in saved.state:
             self.evaluations.restore(saved.state["evaluation"])
         if saved.state["total_steps"] != self.total_steps:
             self._warn(

@@ -293,7 +293,8 @@ def slow(config: str, kind: str) -> int:
     with joined("cpu", settings.distributed.timeout_seconds) as world:
         hooks = [JsonlMetrics(settings.run / "metrics.jsonl")] if world.is_main else []
         summary = Trainer(settings, hooks, world, asks if world.is_main else None).run()
-        print(json.dumps({"outcome": summary.outcome, "asked": asks.steps}))
+        # In one piece, or two ranks' lines may be one.
+        print(json.dumps({"outcome": summary.outcome, "asked": asks.steps}) + "\n", end="", flush=True)
     return 0
 
 
