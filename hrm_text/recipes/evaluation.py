@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
@@ -10,7 +9,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from hrm_text.infer.requests import KeyValues, Request, Sampling, Turn
 from hrm_text.infer.text_model import Quantize, TextModel, is_checkpoint, load
 from hrm_text.model.checkpoint_files import find_checkpoint, load_state
 from hrm_text.recipes.evaluation_report import write_evaluation_report
-from hrm_text.recipes.provenance import machine, versions
+from hrm_text.recipes.provenance import installed, machine, versions
 
 RUNS = Path("runs/eval")
 """Where runs lie that are given no folder."""
@@ -205,10 +203,11 @@ def evaluate_weights(
             f"{', '.join(code)}: scored by running what the model wrote; allow it with --allow-code, "
             "on a machine that you can spare"
         )
-    sources = sources_of(weights, settings.mixture)
+    asked = find_checkpoint(weights, warnings.warn) if is_checkpoint(weights) else weights
+    sources = sources_of(asked, settings.mixture)
     rows = HubRows() if settings.data is None else LocalRows(settings.data)
     model = load(
-        weights,
+        asked,
         device=settings.device,
         dtype=settings.dtype,
         quantize=settings.quantize,
@@ -216,12 +215,12 @@ def evaluate_weights(
     )
     answerer = EngineAnswerer(model, settings.batch)
     identity = {
-        "weights_sha256": weights_hash(weights),
+        "weights_sha256": weights_hash(asked),
         "settings": {
             "device": torch.device(settings.device).type,
             **{name: getattr(settings, name) for name in ("dtype", "quantize", "kv_cache")},
         },
-        "versions": versions() | scoring_versions(),
+        "versions": versions() | installed(SCORING_PACKAGES),
     }
     plan = plan_run(tasks, rows, answerer, identity=identity, limit=settings.limit, seed=settings.seed)
     folder = out or RUNS / default_name(weights, plan)
@@ -311,7 +310,7 @@ def sources_of(weights: Path, mixture: Path | None) -> Sources | None:
     """What a model was trained upon, as far as is known.
 
     Args:
-        weights: of which a training run or checkpoint names its sampled data.
+        weights: a weights folder, or a checkpoint, which names its run's sampled data.
         mixture: a sampled folder, "released", or None: what the weights say.
 
     Raises:
@@ -319,9 +318,9 @@ def sources_of(weights: Path, mixture: Path | None) -> Sources | None:
     """
     if mixture is not None:
         return RELEASED if str(mixture) == RELEASED else trained_sources(mixture)
-    if not is_checkpoint(weights):
+    if not (weights / "manifest.json").is_file():
         return None
-    return sources_of_data(load_state(find_checkpoint(weights, warnings.warn)).config["data"].get("sampled"))
+    return sources_of_data(load_state(weights).config["data"].get("sampled"))
 
 
 def sources_of_data(sampled: object) -> Sources | None:
@@ -330,23 +329,14 @@ def sources_of_data(sampled: object) -> Sources | None:
     return trained_sources(here) if sampled is not None and (here / "sampling.json").is_file() else None
 
 
-def scoring_versions() -> dict[str, str]:
-    """The packages, of those installed, that questions or scores depend on beyond what a model needs to answer."""
-    found = {}
-    for name in SCORING_PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 def weights_hash(weights: Path) -> str:
     """A checksum of what a model computes with: the tensors, the configuration, the tokenizer.
 
-    Of a weights folder the content of its JSON and safetensors files by name; of a training run that of the manifest of
-    the checkpoint that ``load`` takes, which has the checksums of all files.
+    Of a weights folder the content of its JSON and safetensors files by name; of a checkpoint that of its manifest,
+    which has the checksums of all files.
     """
-    if is_checkpoint(weights):
-        return sha256(find_checkpoint(weights, warnings.warn) / "manifest.json")
+    if (weights / "manifest.json").is_file():
+        return sha256(weights / "manifest.json")
     files = sorted(path for path in weights.iterdir() if path.suffix in (".json", ".safetensors"))
     content = [[path.name, sha256(path)] for path in files]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

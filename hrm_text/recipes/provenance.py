@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -13,12 +15,16 @@ from hrm_text import __version__
 
 def versions() -> dict[str, str]:
     """What the run was made with."""
-    found = {"hrm-text": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "tokenizers", "safetensors"):
-        try:
+    own = {"hrm-text": __version__, "python": platform.python_version()}
+    return own | installed(("torch", "numpy", "tokenizers", "safetensors"))
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are there."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -31,8 +31,8 @@ from hrm_text.infer import memory
 from hrm_text.infer.text_model import TextModel
 from hrm_text.model.origin import checksum
 from hrm_text.model.weights import empty, parse_dtype
-from hrm_text.recipes.evaluation import EngineAnswerer, sources_of_data
-from hrm_text.recipes.provenance import machine, versions
+from hrm_text.recipes.evaluation import SCORING_PACKAGES, EngineAnswerer, sources_of_data
+from hrm_text.recipes.provenance import installed, machine, versions
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.evaluation import Scores
 from hrm_text.train.loop import resolved
@@ -79,7 +79,7 @@ class RunEvaluator:
         answerer = EngineAnswerer(TextModel(empty(self.config), self.prompt_format), self.asked.batch)
         identity = {
             "settings": {"device": torch.device(self.device).type, "dtype": self.dtype},
-            "versions": versions(),
+            "versions": versions() | installed(SCORING_PACKAGES),
         }
         self.plan = plan_run(tasks, rows, answerer, identity=identity, limit=self.asked.limit, seed=self.asked.seed)
         for task in tasks:
