@@ -137,11 +137,12 @@ def truncated_normal(shape: torch.Size, std: float, generator: torch.Generator) 
 
 
 def build(
-    config: ModelConfig, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+    config: ModelConfig, *, seed: int | None = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> RecurrentLM:
-    """An untrained model, initialised from ``seed``."""
+    """An untrained model, initialised from ``seed``; None: its weights hold anything, for a caller who has others."""
     with torch.device("meta"):
         model = RecurrentLM(config)
     model = model.to_empty(device=device).to(dtype)
-    model.initialise(seed)
+    if seed is not None:
+        model.initialise(seed)
     return model

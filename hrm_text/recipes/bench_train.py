@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,8 +126,24 @@ def bench_train(
         raise UserError("parts: kernels are profiled on CUDA alone; leave --parts out")
     device = configs[0].device
     assert device != "auto"
-    with joined(device, timeout_seconds=300) as world, memory_may_not_suffice(configs):
-        contenders = [Contender(one, warmup, world) for one in configs]
+    with joined(device, timeout_seconds=300) as world:
+        return timed(configs, world, steps, warmup, parts)
+
+
+def timed(
+    configs: Sequence[BenchConfig],
+    world: World,
+    steps: int,
+    warmup: int,
+    parts: bool,
+    initial: Mapping[str, torch.Tensor] | None = None,
+) -> list[Timing]:
+    """Any number of configurations in turns, step by step, by ranks that have met; rank 0 gets the result.
+
+    configs: in which every choice is made. initial: weights of all of them, in the place of drawing them for each.
+    """
+    with memory_may_not_suffice(configs):
+        contenders = [Contender(one, warmup, world, initial) for one in configs]
         own_times = timed_in_turns(contenders, steps)
         times = [
             of_all_ranks([times[index] for times in world.gathered(own_times)], contender.sharding is not None)
@@ -135,8 +151,8 @@ def bench_train(
         ]
         rate = product_flops(contenders[0].training.device)
         profiles = [profile_step(contender.step) if parts else None for contender in contenders]
-        if not world.is_main:
-            return []
+    if not world.is_main:
+        return []
     return [c.timing(ms, rate, found) for c, ms, found in zip(contenders, times, profiles, strict=True)]
 
 
@@ -159,7 +175,13 @@ def model_of(config: BenchConfig) -> ModelConfig:
 class Contender:
     """One configuration, its weights and its batches, warmed up; knows how much memory it takes alone."""
 
-    def __init__(self, config: BenchConfig, warmup: int, world: World) -> None:
+    def __init__(
+        self,
+        config: BenchConfig,
+        warmup: int,
+        world: World,
+        initial: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.config, self.model, self.world = config, model_of(config), world
         self.k = config.k or self.model.bp_steps
         on_cuda = config.device == "cuda"
@@ -167,7 +189,7 @@ class Contender:
         started = time.perf_counter()
         optimizer = OptimizerConfig(lr=LearningRate(peak=1e-4))
         self.sharding = sharding_of(config, self.model, world)
-        self.training = TrainingStep(self.model, optimizer, config, sharding=self.sharding)
+        self.training = TrainingStep(self.model, optimizer, config, sharding=self.sharding, initial=initial)
         self.seconds_to_build = time.perf_counter() - started
         # As the packing of a real run does, every rank gets about the same work.
         seeds = typical_seeds(config, NUM_BATCHES * config.micro_batches * world.size)[world.rank :: world.size]

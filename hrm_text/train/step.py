@@ -124,7 +124,8 @@ class TrainingStep:
         self.alone = sharding is None
         is_sharded = sharding is not None and lora is None
         dtype = torch.float32 if is_sharded else self.dtype  # FSDP computes in copies of the dtype
-        self.model = build(model, seed=seed, device=execution.device, dtype=dtype)
+        drawn = seed if initial is None else None  # drawing 1.2 B weights takes seconds
+        self.model = build(model, seed=drawn, device=execution.device, dtype=dtype)
         if initial is not None:
             self.model.load_state_dict(dict(initial))
         self.adapters: Adapters | None = None
