@@ -130,6 +130,30 @@ def test_two_and_four_ranks_learn_what_one_process_learns_and_continue_each_othe
     assert_equal_within_rounding(last.run, one.run)
 
 
+def test_eight_ranks_learn_what_one_process_learns_and_four_continue_them(
+    long: MakeConfig, tmp_path: Path, forked: Ranks
+) -> None:
+    """As one machine of 8 GPUs and then one of 4: 8 ranks as 2 copies over 4, and 4 ranks as one copy from there."""
+    shape = {
+        "data.tokens_per_batch": 64, "data.micro_batches": 8, "max_steps": 6, "checkpoint.every_steps": 4,
+        "validation.sampled": None,
+    }  # fmt: skip
+    one = long("one", shape)
+    Trainer(one, [metrics(one)]).run()
+
+    eight = long("eight", shape | {"distributed.sharding": "hsdp", "distributed.shard_ranks": 4})
+    assert "hsdp, 2 copies each over 4 ranks" in train_on(8, eight, tmp_path, forked)
+    assert_equal_within_rounding(eight.run, one.run)
+
+    four = long("four", shape | {"distributed.sharding": "fsdp"})
+    four.run.mkdir()
+    shutil.copytree(eight.run / "checkpoints" / "step_00000004", four.run / "checkpoints" / "step_00000004")
+    shutil.copy(eight.run / "metrics.jsonl", four.run)
+    told = train_on(4, four, tmp_path, forked)
+    assert "steps 5 to 6" in told and "fsdp, one copy over 4 ranks" in told
+    assert_equal_within_rounding(four.run, one.run)
+
+
 def test_a_step_of_ranks_is_that_of_one_process(forked: Ranks, tmp_path: Path) -> None:
     """K from 2 to 5, one and two micro-batches, a rank without samples, averages, wishes, NaN, bf16 on the wire."""
     ended = forked.run(2, "tests.train.ranks_step:main", tmp_path, sharded=["fsdp", "ddp"])
