@@ -131,22 +131,23 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class ExchangeMeasurement:
-    """One collective of two H200 of one host with nothing beside it."""
+    """One collective of H200 of one host with nothing beside it."""
 
     name: Literal["reduce-scatter", "all-gather", "all-to-all"]
     unit: str
     elements: float
     element_bytes: int
     ms: float
+    gpus: int = 2
     fitted: bool = False
     """``LINKS`` and ``COLLECTIVE_SECONDS`` were set by it."""
 
     @property
     def predicted_ms(self) -> float:
         """By the model's links."""
-        pair = Group(2, 2)
+        group = Group(self.gpus, self.gpus)
         network = Network(find_gpu("h200").link_bytes_per_second, BETWEEN_BYTES_PER_SECOND)
-        seconds = pair.all_to_all_seconds if self.name == "all-to-all" else pair.seconds
+        seconds = group.all_to_all_seconds if self.name == "all-to-all" else group.seconds
         return 1e3 * seconds(self.element_bytes * self.elements, network)
 
 

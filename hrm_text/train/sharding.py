@@ -184,7 +184,7 @@ class ShardedModel:
 
 
 # PyTorch 2.13 warns of the names of 2.11.
-_reduce_scatter: Callable[..., dist.Work | None] = (
+reduce_scatter: Callable[..., dist.Work | None] = (
     dist.reduce_scatter_single if hasattr(dist, "reduce_scatter_single") else dist.reduce_scatter_tensor
 )
 
@@ -220,7 +220,7 @@ class HalfWidthReduction:
     ) -> None:
         assert not async_op and not self._result_is_next
         if input_tensor.dtype == output_tensor.dtype:
-            _reduce_scatter(output_tensor, input_tensor, op, group=group)
+            reduce_scatter(output_tensor, input_tensor, op, group=group)
             return
         parts = torch.empty_like(input_tensor)
         dist.all_to_all_single(parts, input_tensor, group=group)

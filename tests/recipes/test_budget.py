@@ -88,7 +88,7 @@ def test_most_rows_had_no_part_in_setting_the_rates() -> None:
     ours = [row for row in MEASUREMENTS if row.ours]
     assert sum(row.fitted for row in ours) <= 4 < sum(not row.fitted for row in ours)
     assert {row.size for row in ours if not row.fitted} >= {"XL", "L", "B"}
-    assert {row.sharding for row in ours if row.gpus > 1 and not row.fitted} == {"ddp", "fsdp"}
+    assert {row.sharding for row in ours if row.gpus > 1 and not row.fitted} >= {"ddp", "fsdp"}
 
 
 def test_the_documentation_shows_the_table_of_today() -> None:
@@ -112,7 +112,7 @@ def documented(lines: list[str]) -> None:
     assert table in (ROOT / "docs" / "budget.md").read_text(), f"put this into docs/budget.md:\n{table}"
 
 
-@pytest.mark.parametrize("row", EXCHANGES, ids=lambda row: f"{row.name} of a {row.unit}")
+@pytest.mark.parametrize("row", EXCHANGES, ids=lambda row: f"{row.name} of a {row.unit}, {row.gpus}")
 def test_the_model_meets_exchanges_by_themselves(row: ExchangeMeasurement) -> None:
     assert row.predicted_ms == pytest.approx(row.ms, rel=0.03 if row.fitted else 0.15)
 
@@ -121,6 +121,7 @@ def test_the_documentation_shows_exchanges_of_today() -> None:
     lines = ["| | measured, ms | predicted | |", "|---|---:|---:|---:|"]
     for row in EXCHANGES:
         name = f"{row.name}, {'bf16' if row.element_bytes == 2 else 'fp32'}, {row.unit}"
+        name += f", {row.gpus} GPUs" if row.gpus > 2 else ""
         name += " (rates were set by it)" if row.fitted else ""
         lines.append(f"| {name} | {row.ms:.3f} | {row.predicted_ms:.3f} | {row.predicted_ms / row.ms - 1:+.1%} |")
     documented(lines)
