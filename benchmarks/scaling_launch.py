@@ -21,6 +21,10 @@ from benchmarks.scaling_plan import SAVED_AT, Cell, Cells, Launch, Line, afforda
 ROOT = Path(__file__).parents[1]
 LAST_WORDS = 30
 """Lines of a failed launch that are kept."""
+LAUNCHER_SAYS = "torch/distributed/elastic/multiprocessing"
+"""How torchrun's own lines begin, when a rank has failed."""
+ORPHANS_SECONDS = 4
+"""Within which ranks see that their launcher is gone, and end."""
 
 Say = Callable[[str], None]
 
@@ -104,14 +108,16 @@ class Measuring:
                         cell = Cell(**said["cell"])
                         open_.remove(cell)
                         found[cell] = self._add(cell, "done", said["figures"])
+                        if cell.kind == "resume":  # all that is left is to save its end, which nobody needs
+                            _end(process)
                 code = process.wait()
             finally:
                 timer.cancel()
                 _end(process)
         if code and open_ and time.time() < self.ends_at:
-            words = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS:]
-            found |= self._failed(open_, f"exit code {code}\n" + "\n".join(words))
+            found |= self._failed(open_, last_words(log.read_text(encoding="utf-8", errors="replace"), code))
         if first[0].kind == "resume" and first[0] in found:
+            time.sleep(ORPHANS_SECONDS)
             shutil.rmtree(run_folder(self.work, first[0]).parent, ignore_errors=True)
         return found
 
@@ -138,6 +144,13 @@ class Measuring:
         for saved in (folder / "checkpoints").glob("step_*"):
             if saved.name != f"step_{SAVED_AT:08}":
                 shutil.rmtree(saved)
+
+
+def last_words(log: str, code: int) -> str:
+    """What the ranks said last; torchrun's own account of their end, which hides it, left out."""
+    lines = log.splitlines()
+    said = next((index for index, line in enumerate(lines) if LAUNCHER_SAYS in line), len(lines))
+    return "\n".join(lines[:said][-LAST_WORDS:] or lines[-LAST_WORDS:]) or f"exit code {code}, and no word"
 
 
 def _end(process: subprocess.Popen[str]) -> None:

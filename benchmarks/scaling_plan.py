@@ -92,7 +92,7 @@ class Cell:
         if self.kind == "checkpoint":
             return RUN_STEPS * step + 2 * saving + 0.6 * recipe.gib / self.gpus  # memory of the host is made ready
         if self.kind == "resume":
-            return 2 * (RUN_STEPS - SAVED_AT) * step + 2 * saving + 1.2 * recipe.gib / self.gpus
+            return 2 * (RUN_STEPS - SAVED_AT) * step + saving  # reading takes about as long; it saves nothing
         count = BATCH_TIMED + BATCH_WARMUP if self.kind == "batch" else TIMED + WARMUP + PROFILED
         return BUILD_SECONDS + self.passes * step * (count + FOR_PEAK)
 
@@ -104,7 +104,7 @@ def all_cells(sizes: Sequence[str], gpus: Sequence[int], there: int) -> list[Cel
     """
     most, main = max(gpus), sizes[0]
     most_there = max((n for n in gpus if n <= there), default=most)
-    counts = sorted(gpus, key=lambda n: (n != most, n != 1, -n))  # the ends of the curve first
+    counts = sorted(gpus, key=lambda n: (n > there, n != most_there, n != 1, -n))  # the ends of the curve first
     several = [n for n in counts if n > 1]
 
     def steps(size: str, precision: Precision, sharding: Literal["fsdp", "ddp", "hsdp"]) -> list[Cell]:
@@ -175,7 +175,11 @@ def launches(cells: Iterable[Cell], alone: frozenset[Cell] = frozenset()) -> lis
 
 
 def affordable(cells: Sequence[Cell], seconds: float, alone: frozenset[Cell] = frozenset()) -> list[Cell]:
-    """Those to measure in so much time: each in its turn if it still fits beside those before it."""
+    """Those to measure in so much time: as many as fit, in their order.
+
+    The first that does not fit is the last looked at, as launches may turn out shorter than was thought and leave it
+    its time. Where the very first does not, others may.
+    """
     taken: list[Cell] = []
     for cell in cells:
         source = Cell("checkpoint", cell.size, cell.gpus)
@@ -183,6 +187,8 @@ def affordable(cells: Sequence[Cell], seconds: float, alone: frozenset[Cell] = f
             continue  # there will be nothing to resume from
         if sum(launch.seconds for launch in launches([*taken, cell], alone)) <= seconds:
             taken.append(cell)
+        elif taken:
+            break
     return taken
 
 

@@ -60,7 +60,7 @@ def main(job: dict[str, Any]) -> None:
         if groups[0][0].is_run:
             [[cell]] = groups
             tell(world, began=[asdict(cell)])
-            tell(world, cell=asdict(cell), figures=trained(cell, job, world))
+            trained(cell, job, world)
             return
         initial: dict[str, dict[str, torch.Tensor]] = {}
         for group in groups:
@@ -99,8 +99,8 @@ def made_on(device: str) -> dict[str, Any]:
 
 def drawn(model: ModelConfig, device: str) -> dict[str, torch.Tensor]:
     """Weights of every rank alike, drawn on the device once for all cells of a size: the CPU takes seconds for them."""
-    generator = torch.Generator(device).manual_seed(0)
     weights = build(model, seed=None, device=device).state_dict()
+    generator = torch.Generator(weights["lm_head.weight"].device).manual_seed(0)
     for weight in weights.values():
         weight.normal_(std=weight.shape[-1] ** -0.5 if weight.ndim > 1 else 1.0, generator=generator)
     return weights
@@ -135,7 +135,8 @@ def steps(group: Sequence[Cell], world: World, device: str, initial: dict[str, t
     is_batch = group[0].kind == "batch"
     if world.size > 1 and not is_batch:
         configs.append(replace(configs[0], sharding="none", shard_ranks=None))
-    profiled = device == "cuda" and world.size > 1 and not is_batch
+    # Reading a profile takes seconds, and those that exchange nothing have nothing to show.
+    profiled = [device == "cuda" and config.sharding != "none" and not is_batch for config in configs]
     count, warmup = (BATCH_TIMED, BATCH_WARMUP) if is_batch else (TIMED, WARMUP)
     timings = timed(configs, world, count, warmup, profiled, initial)
     if not timings:
@@ -199,8 +200,9 @@ class Watched(Hook):
     that would wait for it, and show how fast the disk is.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, at_the_end: Callable[[], None] = lambda: None) -> None:
+        """at_the_end: called after the last step, before it is saved."""
+        self.run, self.at_the_end = run, at_the_end
         self.losses: dict[int, float] = {}
         self.saves: list[dict[str, float]] = []
 
@@ -210,13 +212,18 @@ class Watched(Hook):
             until = time.monotonic() + 0.75 * TIMEOUT_SECONDS
             while not step_folders(self.run / "checkpoints") and time.monotonic() < until:
                 time.sleep(0.05)
+        if record.step == record.total_steps:
+            self.at_the_end()
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self.saves.append({"step": record.step, "stalled": record.stalled_seconds, "whole_after": record.seconds})
 
 
-def trained(cell: Cell, job: dict[str, Any], world: World) -> dict[str, Any]:
-    """A run that saves twice, or the second half of one, from the checkpoint in its middle."""
+def trained(cell: Cell, job: dict[str, Any], world: World) -> None:
+    """A run that saves twice, or the second half of one, from the checkpoint in its middle.
+
+    The latter tells its figures before it saves: the launcher waits for no more.
+    """
     run = run_folder(Path(job["work"]), cell)
     sampled = run.parent / "sampled"
     with world.main_first():
@@ -241,9 +248,15 @@ def trained(cell: Cell, job: dict[str, Any], world: World) -> dict[str, Any]:
         "max_steps": RUN_STEPS,
     }
     config = from_mapping(TrainConfig, settings, cell.name)
-    hook = Watched(run)
+
+    def tell_all() -> None:
+        figures = {"ranks": world.size, "losses": hook.losses, "saves": hook.saves, "sharding": "fsdp"}
+        tell(world, cell=asdict(cell), figures=figures)
+
+    hook = Watched(run, tell_all if cell.kind == "resume" else lambda: None)
     Trainer(config, [hook, JsonlMetrics(run / "metrics.jsonl")], world).run()
-    return {"ranks": world.size, "losses": hook.losses, "saves": hook.saves, "sharding": "fsdp"}
+    if cell.kind == "checkpoint":
+        tell_all()
 
 
 def write_samples(folder: Path, size: str, gpus: int) -> None:

@@ -127,7 +127,7 @@ def bench_train(
     device = configs[0].device
     assert device != "auto"
     with joined(device, timeout_seconds=300) as world:
-        return timed(configs, world, steps, warmup, parts)
+        return timed(configs, world, steps, warmup, [parts] * len(configs))
 
 
 def timed(
@@ -135,12 +135,13 @@ def timed(
     world: World,
     steps: int,
     warmup: int,
-    parts: bool,
+    parts: Sequence[bool],
     initial: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Timing]:
     """Any number of configurations in turns, step by step, by ranks that have met; rank 0 gets the result.
 
-    configs: in which every choice is made. initial: weights of all of them, in the place of drawing them for each.
+    configs: in which every choice is made. parts: of which of them one more step is profiled. initial: weights of all
+    of them, in the place of drawing them for each.
     """
     with memory_may_not_suffice(configs):
         contenders = [Contender(one, warmup, world, initial) for one in configs]
@@ -150,7 +151,7 @@ def timed(
             for index, contender in enumerate(contenders)
         ]
         rate = product_flops(contenders[0].training.device)
-        profiles = [profile_step(contender.step) if parts else None for contender in contenders]
+        profiles = [profile_step(each.step) if wanted else None for each, wanted in zip(contenders, parts, strict=True)]
     if not world.is_main:
         return []
     return [c.timing(ms, rate, found) for c, ms, found in zip(contenders, times, profiles, strict=True)]

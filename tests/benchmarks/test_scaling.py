@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.scaling import main
 from benchmarks.scaling_cost import basis_of, budget_hours, costs, measurement_rows
-from benchmarks.scaling_launch import Measuring, has_checkpoint, run_folder
+from benchmarks.scaling_launch import Measuring, has_checkpoint, last_words, run_folder
 from benchmarks.scaling_plan import (
     Cell,
     Cells,
@@ -89,6 +89,8 @@ def test_the_time_is_filled_in_the_order_of_worth() -> None:
     some = affordable(cells, 120)
     assert some[0] == cells[0] and sum(launch.seconds for launch in launches(some)) <= 120
     assert affordable(cells, 5) == [] and affordable(cells, 1e6) == cells
+    dear = [Cell("step", "XL", 2), Cell("resume", "XL", 2), Cell("exchange", "XL", 2)]
+    assert affordable(dear, launches(dear[:1])[0].seconds + 5) == dear[:1], "time is kept for what is worth more"
     runs = [Cell("checkpoint", "XL", 2), Cell("resume", "XL", 2)]
     assert affordable(runs, launches(runs[:1])[0].seconds - 1) == [], "nothing to resume from"
 
@@ -137,6 +139,21 @@ def test_cells_that_fail_together_are_tried_one_by_one(tmp_path: Path, monkeypat
     Measuring(tmp_path, "cpu", time.time() + 1e4, dict(MADE), said.append).all(cells, retry=False)
     assert tried == [("fsdp", "ddp"), ("fsdp",), ("ddp",)]
     assert [line.status for line in Cells(tmp_path).read().values()] == ["done", "failed"]
+
+
+def test_what_a_rank_said_is_not_hidden_by_its_launcher() -> None:
+    launcher = "E1123 00:47:07 99 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)"
+    log = "\n".join(["Traceback", *["  a line"] * 50, "OutOfMemoryError: 3 GiB", launcher, *["====="] * 40])
+    assert last_words(log, 1).splitlines()[-1] == "OutOfMemoryError: 3 GiB"
+    assert len(last_words(log, 1).splitlines()) == 30
+    assert last_words("", -9) == "exit code -9, and no word"
+
+
+def test_the_end_of_the_time_is_no_failure(tmp_path: Path) -> None:
+    [launch] = launches([Cell("step", "tiny", 1, sharding="none")])
+    began = time.time()
+    assert Measuring(tmp_path, "cpu", began + 1, dict(MADE), print).launch(launch) == {}
+    assert time.time() < began + 20 and Cells(tmp_path).read() == {}
 
 
 @pytest.fixture
