@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, its neigh
 
 from benchmarks.scaling_launch import ROOT, Measuring, has_checkpoint
 from benchmarks.scaling_plan import KINDS, RECIPES, Cell, Cells, affordable, all_cells, impossible, launches, left_to_do
-from benchmarks.scaling_report import into_docs, report
 from hrm_text.contracts import UserError
 
 
@@ -53,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = given.work.resolve()
     try:
         if given.report:
+            from benchmarks.scaling_report import into_docs, report  # what measuring can do without
+
             written = report(work, given.sizes, given.gpus, given.price)
             print(written.read_text(encoding="utf-8"))
             if given.docs:
