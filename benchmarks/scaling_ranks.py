@@ -45,7 +45,6 @@ from hrm_text.settings import from_mapping, to_mapping
 from hrm_text.train.config import TrainConfig
 from hrm_text.train.execution import chosen
 from hrm_text.train.hooks import CheckpointRecord, Hook, JsonlMetrics, StepRecord
-from hrm_text.train.loop import Trainer
 from hrm_text.train.sharding import reduce_scatter
 from hrm_text.train.world import World, joined
 
@@ -224,6 +223,8 @@ def trained(cell: Cell, job: dict[str, Any], world: World) -> None:
 
     The latter tells its figures before it saves: the launcher waits for no more.
     """
+    from hrm_text.train.loop import Trainer  # what steps can do without: tokenizers, Numba
+
     run = run_folder(Path(job["work"]), cell)
     sampled = run.parent / "sampled"
     with world.main_first():
