@@ -1,12 +1,13 @@
 """The matrix products of one decoding step in Triton: few tokens, so a product is the reading of its weights.
 
-Two forms compute the same four products of a block (``norm(x) W^T``, ``silu(g) * u`` of two halves of rows, and a
+Three forms compute the same four products of a block (``norm(x) W^T``, ``silu(g) * u`` of two halves of rows, and a
 product that is added to the residual stream), each rounding once, at its end:
 
 * ``decode_vector``: a program keeps its rows of W in registers and multiplies on the CUDA cores. Many small programs
   have all of a matrix in flight at once; made for one or two tokens. ``decode_integers`` has one for 8-bit weights.
 * ``decode_matrix``: tiles of W flow through shared memory to the tensor cores; K may be split over programs, whose
   last to arrive adds the parts in a fixed order.
+* ``decode_fragments.decode_fragments``: tensor cores without shared memory, for weights of 8 bits.
 
 With PDL, programmatic dependent launch (capability 9.0 and later), a kernel lets the next one start at once, reads
 weights, which nobody writes, while the kernel before it still runs, and touches everything else only once that one is
@@ -144,6 +145,107 @@ def decode_vector(
         tl.store(out + b * ROWS + row_R, y_R.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def row_scales(scale, made_M, ROWS: tl.constexpr, PAIR: tl.constexpr, SCALED: tl.constexpr):
+    """The scales of the rows of an integer W, and with PAIR of those of its upper half; 1 where there are none."""
+    scale_M = tl.full([made_M.shape[0]], 1.0, tl.float32)
+    upper_M = scale_M
+    if SCALED:
+        scale_M = tl.load(scale + made_M, mask=made_M < ROWS, other=0.0)
+        if PAIR:
+            upper_M = tl.load(scale + ROWS + made_M, mask=made_M < ROWS, other=0.0)
+    return scale_M, upper_M
+
+
+@triton.jit
+def read_beside(
+    out, squares, made_M, b_B, batch,
+    ROWS: tl.constexpr, SQUARES: tl.constexpr, BLOCK_S: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """What the end of a product takes beside its sums: the residual [M, B], and the parts [S, B] of x's squares."""
+    residual_MB = tl.zeros([made_M.shape[0], b_B.shape[0]], out.dtype.element_ty)
+    squares_SB = tl.zeros([BLOCK_S, b_B.shape[0]], tl.float32)
+    inside_B = b_B < batch
+    if RESIDUAL:
+        inside_MB = (made_M < ROWS)[:, None] & inside_B[None, :]
+        residual_MB = tl.load(out + b_B[None, :] * ROWS + made_M[:, None], mask=inside_MB, other=0.0)
+    if NORM:
+        s_S = tl.arange(0, BLOCK_S)
+        inside_SB = (s_S[:, None] < SQUARES) & inside_B[None, :]
+        squares_SB = tl.load(squares + s_S[:, None] * batch + b_B[None, :], mask=inside_SB, other=0.0)
+    return residual_MB, squares_SB
+
+
+@triton.jit
+def reciprocal_rms(squares_SB, eps, K: tl.constexpr, NORM: tl.constexpr):
+    """1 / rms of each token of x; 1 without NORM."""
+    if NORM:
+        return 1 / tl.sqrt_rn(tl.sum(squares_SB, 0) / K + eps)
+    else:
+        return tl.full([squares_SB.shape[1]], 1.0, tl.float32)
+
+
+@triton.jit
+def write_product(
+    acc_RB, residual_MB, rstd_B, scale_M, upper_scale_M, row_R, made_M, b_B, out, squares_out, parts, arrived,
+    batch, ROWS: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr, PAIR: tl.constexpr,
+    RESIDUAL: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """From the sums [R, B] of a program's columns to its rows of the output, by whoever of its SPLITS is the last.
+
+    row_R: the rows of W; made_M: those of the output, half as many with PAIR, whose gates come first.
+    """
+    BLOCK_R: tl.constexpr = acc_RB.shape[0]
+    BLOCK_B: tl.constexpr = acc_RB.shape[1]
+    MADE: tl.constexpr = made_M.shape[0]
+    W_ROWS: tl.constexpr = ROWS * 2 if PAIR else ROWS
+    inside_B = b_B < batch
+    place_MB = b_B[None, :] * ROWS + made_M[:, None]
+    inside_MB = (made_M < ROWS)[:, None] & inside_B[None, :]
+    last = True
+    acc_MB = acc_RB
+    upper_MB = acc_RB
+    if SPLITS > 1:
+        part_RB = b_B[None, :] * W_ROWS + row_R[:, None]
+        # Which rows there are is known by those of the output: behind the last gate come the rows of the other half.
+        inside_R = (tl.program_id(0) * MADE + tl.arange(0, BLOCK_R) % MADE) < ROWS
+        part = parts + tl.program_id(1) * (batch * W_ROWS)
+        tl.store(part + part_RB, acc_RB, mask=inside_R[:, None] & inside_B[None, :])
+        counter = arrived + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        tl.debug_barrier()  # all of a program's stores come before its arrival
+        last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1
+        acc_MB = tl.zeros([MADE, BLOCK_B], tl.float32)
+        upper_MB = acc_MB
+        if last:
+            part_MB = b_B[None, :] * W_ROWS + made_M[:, None]
+            # As many loads at once as there are registers for.
+            for i in tl.range(SPLITS, loop_unroll_factor=max(1, min(SPLITS, 8192 // (BLOCK_R * BLOCK_B)))):
+                here = parts + i * (batch * W_ROWS) + part_MB
+                acc_MB += tl.load(here, mask=inside_MB, other=0.0, cache_modifier=".cg")
+                if PAIR:
+                    upper_MB += tl.load(here + ROWS, mask=inside_MB, other=0.0, cache_modifier=".cg")
+            tl.store(counter, 0)
+    elif PAIR:
+        acc_MB, upper_MB = tl.split(tl.permute(tl.reshape(acc_RB, (2, MADE, BLOCK_B)), (1, 2, 0)))
+    if last:
+        if NORM:
+            acc_MB *= rstd_B[None, :]
+            upper_MB *= rstd_B[None, :]
+        if SCALED:
+            acc_MB *= scale_M[:, None]
+            if PAIR:
+                upper_MB *= upper_scale_M[:, None]
+        if PAIR:
+            acc_MB = swiglu(acc_MB, upper_MB)
+        if RESIDUAL:
+            acc_MB += residual_MB.to(tl.float32)
+        made_MB = acc_MB.to(out.dtype.element_ty)
+        tl.store(out + place_MB, made_MB, mask=inside_MB)
+        if RESIDUAL:
+            wide_MB = tl.where(inside_MB, made_MB.to(tl.float32), 0.0)
+            tl.store(squares_out + tl.program_id(0) * batch + b_B, tl.sum(wide_MB * wide_MB, 0), mask=inside_B)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def decode_matrix(
     x,
@@ -190,7 +292,6 @@ def decode_matrix(
     TILES: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     SEGMENT: tl.constexpr = (TILES + SPLITS - 1) // SPLITS * BLOCK_K
     MADE: tl.constexpr = BLOCK_R // 2 if PAIR else BLOCK_R
-    W_ROWS: tl.constexpr = ROWS * 2 if PAIR else ROWS
     split = tl.program_id(1)
     made_M = tl.program_id(0) * MADE + tl.arange(0, MADE)
     r_R = tl.arange(0, BLOCK_R)
@@ -206,23 +307,14 @@ def decode_matrix(
     for n in tl.static_range(AHEAD):
         inside_RK = inside_R[:, None] & (first + n * BLOCK_K + k_K[None, :] < K)
         early = early + (tl.load(w_RK + first + n * BLOCK_K, mask=inside_RK, other=0.0),)  # noqa: RUF005
-    inside_M = made_M < ROWS
     inside_B = b_B < batch
-    if SCALED:
-        scale_M = tl.load(scale + made_M, mask=inside_M, other=0.0)
-        if PAIR:
-            upper_scale_M = tl.load(scale + ROWS + made_M, mask=inside_M, other=0.0)
+    scale_M, upper_scale_M = row_scales(scale, made_M, ROWS, PAIR, SCALED)
     if PDL:
         gdc_wait()
 
-    place_MB = b_B[None, :] * ROWS + made_M[:, None]
-    inside_MB = inside_M[:, None] & inside_B[None, :]
-    if RESIDUAL:
-        residual_MB = tl.load(out + place_MB, mask=inside_MB, other=0.0)
-    if NORM:
-        s_S = tl.arange(0, BLOCK_S)
-        inside_SB = (s_S[:, None] < SQUARES) & inside_B[None, :]
-        squares_SB = tl.load(squares + s_S[:, None] * batch + b_B[None, :], mask=inside_SB, other=0.0)
+    residual_MB, squares_SB = read_beside(
+        out, squares, made_M, b_B, batch, ROWS, SQUARES, BLOCK_S, NORM, RESIDUAL
+    )  # fmt: skip
     acc_RB = tl.zeros([BLOCK_R, BLOCK_B], tl.float32)
     x_KB = x + b_B[None, :] * K + k_K[:, None]
     early_x = ()
@@ -243,46 +335,10 @@ def decode_matrix(
     for n in tl.static_range(AHEAD):
         acc_RB = tl.dot(early[n].to(x.dtype.element_ty), early_x[n], acc_RB, input_precision=PRECISION)
 
-    last = True
-    acc_MB = acc_RB
-    upper_MB = acc_RB
-    if SPLITS > 1:
-        part_RB = b_B[None, :] * W_ROWS + row_R[:, None]
-        tl.store(parts + split * (batch * W_ROWS) + part_RB, acc_RB, mask=inside_R[:, None] & inside_B[None, :])
-        counter = arrived + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        tl.debug_barrier()  # all of a program's stores come before its arrival
-        last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1
-        acc_MB = tl.zeros([MADE, BLOCK_B], tl.float32)
-        upper_MB = acc_MB
-        if last:
-            part_MB = b_B[None, :] * W_ROWS + made_M[:, None]
-            # As many loads at once as there are registers for.
-            for i in tl.range(SPLITS, loop_unroll_factor=max(1, min(SPLITS, 8192 // (BLOCK_R * BLOCK_B)))):
-                here = parts + i * (batch * W_ROWS) + part_MB
-                acc_MB += tl.load(here, mask=inside_MB, other=0.0, cache_modifier=".cg")
-                if PAIR:
-                    upper_MB += tl.load(here + ROWS, mask=inside_MB, other=0.0, cache_modifier=".cg")
-            tl.store(counter, 0)
-    elif PAIR:
-        acc_MB, upper_MB = tl.split(tl.permute(tl.reshape(acc_RB, (2, MADE, BLOCK_B)), (1, 2, 0)))
-    if last:
-        if NORM:
-            rstd_B = 1 / tl.sqrt_rn(tl.sum(squares_SB, 0) / K + eps)
-            acc_MB *= rstd_B[None, :]
-            upper_MB *= rstd_B[None, :]
-        if SCALED:
-            acc_MB *= scale_M[:, None]
-            if PAIR:
-                upper_MB *= upper_scale_M[:, None]
-        if PAIR:
-            acc_MB = swiglu(acc_MB, upper_MB)
-        if RESIDUAL:
-            acc_MB += residual_MB.to(tl.float32)
-        made_MB = acc_MB.to(out.dtype.element_ty)
-        tl.store(out + place_MB, made_MB, mask=inside_MB)
-        if RESIDUAL:
-            wide_MB = made_MB.to(tl.float32)
-            tl.store(squares_out + tl.program_id(0) * batch + b_B, tl.sum(wide_MB * wide_MB, 0), mask=inside_B)
+    write_product(
+        acc_RB, residual_MB, reciprocal_rms(squares_SB, eps, K, NORM), scale_M, upper_scale_M, row_R, made_M, b_B,
+        out, squares_out, parts, arrived, batch, ROWS, SPLITS, NORM, PAIR, RESIDUAL, SCALED,
+    )  # fmt: skip
 
 
 @triton.jit
