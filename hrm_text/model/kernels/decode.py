@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hrm_text.model.block import Block, rotary_table
 from hrm_text.model.config import ModelConfig
 from hrm_text.model.kernels.decode_attention import decode_attention
+from hrm_text.model.kernels.decode_fragments import decode_fragments
 from hrm_text.model.kernels.decode_integers import decode_vector_int8
 from hrm_text.model.kernels.decode_linear import decode_enter, decode_exit, decode_matrix, decode_vector
 from hrm_text.model.kernels.elementwise import row_warps
@@ -64,6 +65,24 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Fragments:
+    """Sizes of ``decode_fragments``."""
+
+    rows: int
+    """Of W in a program, of both halves of a pair together; a power of 2, at least 8 (16 of a pair)."""
+    warps: int
+    """Each with its share of the columns."""
+    ahead: int
+    """Tiles of W, 64 bytes of each row for each warp, that are under way at once, from before the wait on."""
+    near: int
+    """Tiles of x that are under way at once."""
+    splits: int = 1
+    """Programs that share the columns of a row."""
+    tokens: int = 64
+    """Most tokens of a tile; a power of 2."""
+
+
+@dataclass(frozen=True)
 class Attend:
     """Sizes of ``decode_attention``."""
 
@@ -79,7 +98,7 @@ class Attend:
 
 
 Product = Literal["gqkv", "o", "gate_up", "down"]
-Sizes = Vector | Matrix
+Sizes = Vector | Matrix | Fragments
 
 PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     # (product, most texts, bytes of a weight): the first that fits counts.
@@ -95,18 +114,22 @@ PRODUCTS: dict[tuple[Product, int, int], Sizes] = {
     ("o", 16, 2): Matrix(64, 128, 2, 4, splits=4, ahead=2),
     ("gate_up", 16, 2): Matrix(64, 128, 5, 4, ahead=1),
     ("down", 16, 2): Matrix(64, 128, 2, 4, splits=8, ahead=4),
-    ("gqkv", 16, 1): Matrix(64, 128, 6, 4),
-    ("o", 16, 1): Matrix(64, 128, 2, 4, splits=4, ahead=2),
-    ("gate_up", 16, 1): Matrix(64, 128, 5, 4, ahead=1),
+    ("gqkv", 16, 1): Fragments(8, 4, 3, 3),
+    ("o", 16, 1): Fragments(8, 4, 6, 6),
+    ("gate_up", 16, 1): Fragments(16, 2, 4, 4),
     ("down", 16, 1): Matrix(64, 128, 2, 4, splits=8, ahead=4),
     ("gqkv", 256, 2): Matrix(64, 128, 5, 4),
     ("o", 256, 2): Matrix(64, 128, 3, 8, splits=4, ahead=1),
     ("gate_up", 256, 2): Matrix(64, 64, 8, 4),
     ("down", 256, 2): Matrix(64, 128, 5, 8, splits=4),
-    ("gqkv", 256, 1): Matrix(64, 128, 5, 4),
+    ("gqkv", 32, 1): Matrix(32, 128, 10, 4),
+    ("o", 32, 1): Matrix(64, 256, 2, 4, splits=6),
+    ("gate_up", 32, 1): Matrix(32, 256, 5, 4),
+    ("down", 32, 1): Matrix(32, 128, 8, 4, splits=4),
+    ("gqkv", 256, 1): Matrix(64, 128, 8, 8),
     ("o", 256, 1): Matrix(64, 128, 3, 8, splits=4, ahead=1),
-    ("gate_up", 256, 1): Matrix(64, 64, 8, 4),
-    ("down", 256, 1): Matrix(64, 128, 5, 8, splits=4),
+    ("gate_up", 256, 1): Matrix(64, 128, 6, 4),
+    ("down", 256, 1): Matrix(64, 128, 6, 8, splits=4),
 }
 """Sizes for the weights of one block of an XL.
 
@@ -115,7 +138,7 @@ program, no column is made into integers twice, and nothing moves between thread
 """
 
 ATTENTION: dict[int, Attend] = {
-    2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 8: Attend(8, 1, 16, 8, 2), 16: Attend(8, 1, 8, 8, 3),
+    2: Attend(16, 1, 32, 16, 2), 4: Attend(8, 1, 16, 8, 3), 8: Attend(8, 1, 16, 8, 2), 16: Attend(8, 1, 8, 8, 2),
     32: Attend(8, 1, 4, 64, 2), 256: Attend(16, 2, 4, 384, 3),
 }  # fmt: skip
 """Most texts -> sizes; there are N programs for each text and split."""
@@ -132,7 +155,7 @@ class Settings:
     attention: Attend
 
     def __post_init__(self) -> None:
-        kinds = {type(sizes) for sizes in (self.gqkv, self.o, self.gate_up, self.down)}
+        kinds = {isinstance(sizes, Vector) for sizes in (self.gqkv, self.o, self.gate_up, self.down)}
         assert len(kinds) == 1, "a vector's products leave no squares for a matrix's"
 
     @staticmethod
@@ -185,54 +208,64 @@ def multiply(
 ) -> None:
     """out = x W^T: of norm(x) if an eps is given, silu(first half) * second half with pair, added with residual.
 
-    squares: fp32 [any number, B], which ``decode_matrix`` needs with an eps (the squares of x, added up in that many
-    parts) and fills with residual (those of out, in ``row_blocks`` parts); ``decode_vector`` has no use for it.
+    squares: fp32 [any number, B]. With an eps, all but ``decode_vector`` need those of x, added up in that many parts;
+    with residual they fill it with those of out, in ``row_blocks`` parts. ``decode_vector`` has no use for it.
     """
     (matrix, scale), (batch, rows, columns) = weight, (*out_BR.shape, x_BK.shape[1])
     assert matrix.shape == (rows * (1 + pair), columns) and all(t.is_contiguous() for t in (x_BK, matrix, out_BR))
     flags: dict[str, Any] = {
         "NORM": eps is not None, "PAIR": pair, "RESIDUAL": residual, "SCALED": scale is not None, "PDL": pdl
     }  # fmt: skip
-    block_k = min(sizes.block_k, max(16, triton.next_power_of_2(columns)))
-    shared = (x_BK, matrix, matrix if scale is None else scale, out_BR)
+    operands = (x_BK, matrix, matrix if scale is None else scale)
+    how: tuple[int, ...]
     if isinstance(sizes, Vector):
-        block_r = min(sizes.rows, triton.next_power_of_2(rows))
-        ahead = min(sizes.ahead, triton.cdiv(columns, block_k))
-        programs, how = (triton.cdiv(rows, block_r),), (eps or 0.0, batch, rows, columns, block_r, block_k, ahead)
+        block_r, block_k = min(sizes.rows, triton.next_power_of_2(rows)), _columns(sizes, columns)
+        how = (batch, rows, columns, block_r, block_k, min(sizes.ahead, triton.cdiv(columns, block_k)))
+        programs = (triton.cdiv(rows, block_r),)
         if scale is not None and columns % 4 == 0:  # whose rows are whole words
             del flags["SCALED"]
             decode_vector_int8[programs](
-                x_BK, matrix.view(torch.int32), scale, out_BR, *how,
+                x_BK, matrix.view(torch.int32), scale, out_BR, eps or 0.0, *how,
                 DP4A=is_nvidia(matrix.device), **flags, **options(sizes.warps, pdl),
             )  # fmt: skip
         else:
-            decode_vector[programs](*shared, *how, **flags, **options(sizes.warps, pdl))
+            decode_vector[programs](*operands, out_BR, eps or 0.0, *how, **flags, **options(sizes.warps, pdl))
         return
     assert squares is not None or not (residual or eps is not None)
     squares = arrivals.parts[None] if squares is None else squares
-    block_r = _rows(sizes, rows * (1 + pair))
-    block_b = token_block(sizes, batch)
-    splits = min(sizes.splits, triton.cdiv(columns, block_k))
-    grid = (triton.cdiv(rows, block_r // (1 + pair)), splits, triton.cdiv(batch, block_b))
-    tiles_ahead = min(sizes.ahead, triton.cdiv(triton.cdiv(columns, block_k), splits))
-    stage = block_k * (block_r * matrix.element_size() + block_b * x_BK.element_size())
-    shared_bytes = shared_memory(matrix.device)
-    room = max(1, shared_bytes - tiles_ahead * stage) if shared_bytes else 0
-    decode_matrix[grid](
-        *shared[:3], squares, out_BR, squares, *arrivals, batch, eps or 0.0, rows, columns,
-        block_r, block_b, block_k, splits, depth(sizes.stages, stage, room), tiles_ahead,
-        len(squares), triton.next_power_of_2(len(squares)),
+    block_r, block_b = _rows(sizes, rows * (1 + pair)), token_block(sizes, batch)
+    if isinstance(sizes, Fragments):
+        lane = 16 // matrix.element_size()
+        width = 4 * lane * sizes.warps
+        splits = min(sizes.splits, triton.cdiv(columns, width))
+        tiles = triton.cdiv(columns, width * splits)
+        kernel, how = decode_fragments, (lane, sizes.warps, splits, min(sizes.ahead, tiles), min(sizes.near, tiles))
+    else:
+        block_k = _columns(sizes, columns)
+        splits = min(sizes.splits, triton.cdiv(columns, block_k))
+        ahead = min(sizes.ahead, triton.cdiv(triton.cdiv(columns, block_k), splits))
+        stage = block_k * (block_r * matrix.element_size() + block_b * x_BK.element_size())
+        shared_bytes = shared_memory(matrix.device)
+        room = max(1, shared_bytes - ahead * stage) if shared_bytes else 0
+        kernel, how = decode_matrix, (block_k, splits, depth(sizes.stages, stage, room), ahead)
+    kernel[(triton.cdiv(rows, block_r // (1 + pair)), splits, triton.cdiv(batch, block_b))](
+        *operands, squares, out_BR, squares, *arrivals, batch, eps or 0.0, rows, columns,
+        block_r, block_b, *how, len(squares), triton.next_power_of_2(len(squares)),
         PRECISION=precision_of(x_BK), **flags, **options(sizes.warps, pdl),
     )  # fmt: skip
 
 
 def row_blocks(sizes: Sizes, rows: int) -> int:
-    """Into how many blocks ``decode_matrix`` cuts the rows of a product that is not a pair."""
-    return triton.cdiv(rows, _rows(sizes, rows)) if isinstance(sizes, Matrix) else 1
+    """Into how many blocks a product that is not a pair cuts its rows."""
+    return 1 if isinstance(sizes, Vector) else triton.cdiv(rows, _rows(sizes, rows))
 
 
-def _rows(sizes: Matrix, rows: int) -> int:
+def _rows(sizes: Matrix | Fragments, rows: int) -> int:
     return min(sizes.rows, max(16, triton.next_power_of_2(rows)))
+
+
+def _columns(sizes: Vector | Matrix, columns: int) -> int:
+    return min(sizes.block_k, max(16, triton.next_power_of_2(columns)))
 
 
 def depth(stages: int, stage_bytes: int, shared_bytes: int) -> int:
@@ -241,9 +274,10 @@ def depth(stages: int, stage_bytes: int, shared_bytes: int) -> int:
     return stages if shared_bytes == 0 else max(1, min(stages, room // stage_bytes))
 
 
-def token_block(sizes: Matrix, batch: int) -> int:
-    """Tokens of a tile: the matrix units take no fewer than 16 with profit."""
-    return min(sizes.tokens, max(16, triton.next_power_of_2(batch)))
+def token_block(sizes: Matrix | Fragments, batch: int) -> int:
+    """Tokens of a tile: tensor cores take 16 with profit, or 8 if they have 16 rows beside them."""
+    least = 8 if isinstance(sizes, Fragments) and sizes.rows >= 16 else 16
+    return min(sizes.tokens, max(least, triton.next_power_of_2(batch)))
 
 
 def options(warps: int, pdl: bool) -> dict[str, Any]:
@@ -437,7 +471,7 @@ def _room(sizes: Settings, batch: int, config: ModelConfig) -> int:
         (sizes.gate_up, 2 * config.intermediate_size),
         (sizes.down, config.hidden_size),
     )
-    split = [rows * each.splits for each, rows in products if isinstance(each, Matrix) and each.splits > 1]
+    split = [rows * each.splits for each, rows in products if not isinstance(each, Vector) and each.splits > 1]
     return batch * max(attention, *split, 0)
 
 

@@ -132,8 +132,9 @@ def decode_attention(
     position = tl.load(positions + b).to(tl.int32)  # and as many tokens are in the cache
     table += b * pages_each
     tiles = (position + TILE - 1) // TILE
-    # Texts of a batch differ in length: one program for a long one would be what all others wait for.
-    active = tl.minimum(tl.maximum(position // LEAST, 1), SPLITS)
+    # Texts of a batch differ in length: one program for a long one would be what all others wait for. So would be one
+    # with a tile more than the rest: where a program is worth a tile, a tile that is not full has one as well.
+    active = tl.minimum(tl.maximum((position + TILE - 1) // LEAST, 1), SPLITS)
     if split >= active:
         return
     h_H = tl.arange(0, HEAD_DIM)

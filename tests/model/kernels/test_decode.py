@@ -21,6 +21,7 @@ from hrm_text.model.kernels.decode import (
     Arrivals,
     Attend,
     DecodeStep,
+    Fragments,
     Matrix,
     Settings,
     Sizes,
@@ -39,6 +40,12 @@ VECTOR, MATRIX = Vector(32, 32, 1, 1), Matrix(64, 32, 2, 1)
 SPLIT = dataclasses.replace(MATRIX, block_k=16, splits=2, ahead=1)
 ON_CORES = Settings(VECTOR, VECTOR, VECTOR, VECTOR, Attend(8, 1, 2, 4, 3))
 ON_TENSOR_CORES = Settings(SPLIT, SPLIT, MATRIX, SPLIT, Attend(16, 1, 1, 16, 3))
+# Of 8 tokens beside 16 rows of W and of 16 beside 8; columns shared by warps, by programs, and by both.
+FRAGMENTS, SPLIT_FRAGMENTS = Fragments(16, 2, 1, 2), Fragments(8, 1, 2, 1, splits=2)
+IN_FRAGMENTS = Settings(SPLIT_FRAGMENTS, FRAGMENTS, FRAGMENTS, SPLIT_FRAGMENTS, Attend(16, 1, 1, 16, 3))
+ALL = pytest.mark.parametrize(
+    "settings", [ON_CORES, ON_TENSOR_CORES, IN_FRAGMENTS], ids=["cores", "tensor-cores", "fragments"]
+)
 
 
 def config(architecture: Any = "transformer", num_layers: int = 1, **others: Any) -> ModelConfig:
@@ -177,9 +184,10 @@ def test_one_and_two_texts_on_the_cores(texts: int) -> None:
     check(model_of(config()), ON_CORES, texts)
 
 
-def test_more_texts_than_a_tile_has_tokens() -> None:
-    narrow = dataclasses.replace(SPLIT, tokens=16)
-    wide = dataclasses.replace(MATRIX, tokens=16)
+@pytest.mark.parametrize(("split", "whole"), [(SPLIT, MATRIX), (SPLIT_FRAGMENTS, FRAGMENTS)])
+def test_more_texts_than_a_tile_has_tokens(split: Any, whole: Any) -> None:
+    narrow = dataclasses.replace(split, tokens=16)
+    wide = dataclasses.replace(whole, tokens=16)
     check(model_of(config()), Settings(wide, narrow, wide, narrow, Attend(16, 1, 1, 16, 3)), 17, count=1)
 
 
@@ -200,7 +208,7 @@ class Int8(nn.Module):
         return x @ (self.weight * self.scale[:, None]).to(x.dtype).T
 
 
-@pytest.mark.parametrize("settings", [ON_CORES, ON_TENSOR_CORES], ids=["cores", "tensor-cores"])
+@ALL
 def test_8_bit_weights(settings: Settings) -> None:
     model = model_of(config())
     for layer in model.model.stack("S").layers:
@@ -224,10 +232,10 @@ def test_other_cycles_than_the_models() -> None:
         (ON_CORES, torch.float16),
         (ON_CORES, torch.bfloat16),
         (ON_TENSOR_CORES, torch.float16),
+        (IN_FRAGMENTS, torch.float16),
         # The interpreter cannot multiply matrices of bf16.
-        *([(ON_TENSOR_CORES, torch.bfloat16)] if DEVICE.type == "cuda" else []),
+        *([(ON_TENSOR_CORES, torch.bfloat16), (IN_FRAGMENTS, torch.bfloat16)] if DEVICE.type == "cuda" else []),
     ],
-    ids=["cores-fp16", "cores-bf16", "tensor-cores-fp16", "tensor-cores-bf16"][: 4 if DEVICE.type == "cuda" else 3],
 )
 def test_in_half_precision_a_step_is_as_near_to_fp32_as_the_definition(settings: Settings, dtype: torch.dtype) -> None:
     model = model_of(config(), dtype)
@@ -239,7 +247,7 @@ def test_in_half_precision_a_step_is_as_near_to_fp32_as_the_definition(settings:
     assert error(found, exact) <= (4 if cut else 1.5) * error(expected, exact)
 
 
-@pytest.mark.parametrize("settings", [ON_CORES, ON_TENSOR_CORES], ids=["cores", "tensor-cores"])
+@ALL
 def test_a_text_gets_the_same_bits_in_any_company(settings: Settings) -> None:
     model = model_of(config())
     step = DecodeStep(model, 3, settings=settings)
@@ -286,7 +294,7 @@ def in_steps(x_BK: Tensor, block_k: int) -> Tensor:
 
 def as_read(x_BK: Tensor, sizes: Sizes, weight: Weight) -> Tensor:
     """x as the kernel of a product sees it."""
-    if weight.scale is None or isinstance(sizes, Matrix):
+    if weight.scale is None or not isinstance(sizes, Vector):
         return x_BK.double()
     return in_steps(x_BK, min(sizes.block_k, max(16, 1 << (x_BK.shape[1] - 1).bit_length())))
 
@@ -301,7 +309,11 @@ def arrivals(room: int = 1 << 15) -> Arrivals:
 @pytest.mark.parametrize(
     ("norm", "pair", "residual"), [(True, False, False), (True, True, False), (False, False, True)]
 )
-@pytest.mark.parametrize("sizes", [Vector(8, 32, 2, 1), Matrix(16, 16, 2, 1, tokens=4)], ids=["vector", "matrix"])
+@pytest.mark.parametrize(
+    "sizes",
+    [Vector(8, 32, 2, 1), Matrix(16, 16, 2, 1, tokens=4), Fragments(16, 2, 1, 1)],
+    ids=["vector", "matrix", "fragments"],
+)
 def test_products_of_odd_sizes(sizes: Sizes, norm: bool, pair: bool, residual: bool, integer: bool) -> None:
     texts, rows, columns = 3, 20, 72
     generator = torch.Generator().manual_seed(0)
@@ -319,17 +331,17 @@ def test_products_of_odd_sizes(sizes: Sizes, norm: bool, pair: bool, residual: b
         expected = nn.functional.silu(gate) * up
     if residual:
         expected = expected + before
-    splits = [1, 3, 8] if isinstance(sizes, Matrix) else [1]
+    splits = [1] if isinstance(sizes, Vector) else [1, 3, 8]
     meeting = arrivals()
     for count in [*splits, splits[-1]]:
-        chosen = dataclasses.replace(sizes, splits=count, ahead=count % 4) if isinstance(sizes, Matrix) else sizes
+        chosen = sizes if isinstance(sizes, Vector) else dataclasses.replace(sizes, splits=count, ahead=count % 4)
         out = before.clone() if residual else torch.full_like(before, torch.nan)
         squares = x.square().sum(1)[None] if norm else torch.full((row_blocks(chosen, rows), texts), torch.nan)
         squares = squares.to(DEVICE)
         how: Any = {"eps": 1e-6 if norm else None, "pair": pair, "residual": residual}
         multiply(x, weight, out, chosen, meeting, **how, squares=squares)
         assert error(out, expected) < 1e-6
-        if residual and isinstance(chosen, Matrix):
+        if residual and not isinstance(chosen, Vector):
             assert error(squares.sum(0), out.double().square().sum(1)) < 1e-6
         assert not meeting.counts.any()
 
@@ -361,7 +373,7 @@ def test_integers_of_any_size(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("weight_bytes", [2, 1])
-@pytest.mark.parametrize("texts", [1, 4, 16, 64])
+@pytest.mark.parametrize("texts", [1, 4, 16, 32, 64])
 def test_products_in_the_sizes_of_the_tables(texts: int, weight_bytes: int) -> None:
     """With the columns of an XL, so that all stages of a pipeline are full; again and again on a GPU, in bf16."""
     chosen, on_gpu = Settings.of(texts, weight_bytes), DEVICE.type == "cuda"
@@ -442,7 +454,7 @@ def test_the_tables_have_sizes_for_any_number_of_texts() -> None:
             settings = Settings.of(texts, weight_bytes)
             products = (settings.gqkv, settings.o, settings.gate_up, settings.down)
             # A program of ``decode_vector`` makes the sums of every text: for many it would have no registers left.
-            assert all(isinstance(sizes, Vector if texts <= 4 else Matrix) for sizes in products)
+            assert all(isinstance(sizes, Vector) == (texts <= 4) for sizes in products)
 
 
 def test_where_there_are_no_kernels() -> None:
