@@ -96,6 +96,33 @@ MEASUREMENTS = (
     Measurement("XL, ddp", "h200", "XL", 12_288, ms=483.1, gib=51.6, **PAIR, sharding="ddp"),
     Measurement("XL, fsdp, 4 passes", "h200", "XL", 12_288, ms=1783.2, gib=47.3, passes=4, **PAIR, sharding="fsdp"),
     Measurement("XL, ddp, 4 passes", "h200", "XL", 12_288, ms=1795.8, gib=56.1, passes=4, **PAIR, sharding="ddp"),
+    Measurement("XL, scaling table", "h200", "XL", 12_288, ms=458.3, gib=49.3),
+    Measurement("XL, FP8, scaling table", "h200", "XL", 12_288, ms=350.0, gib=49.1, fp8=True),
+    Measurement("L, scaling table", "h200", "L", 21_504, ms=465.0, gib=46.0),
+    Measurement("L, FP8, scaling table", "h200", "L", 21_504, ms=355.7, gib=45.3, fp8=True),
+    Measurement("XL, fsdp, scaling table", "h200", "XL", 12_288, ms=470.9, gib=42.7, **PAIR, sharding="fsdp"),
+    Measurement("XL, ddp, scaling table", "h200", "XL", 12_288, ms=483.0, gib=51.6, **PAIR, sharding="ddp"),
+    Measurement(
+        "XL, FP8, fsdp, scaling table", "h200", "XL", 12_288, ms=362.2, gib=42.6, fp8=True, **PAIR, sharding="fsdp",
+    ),
+    Measurement(
+        "XL, FP8, ddp, scaling table", "h200", "XL", 12_288, ms=374.0, gib=51.5, fp8=True, **PAIR, sharding="ddp",
+    ),
+    Measurement("L, fsdp, scaling table", "h200", "L", 21_504, ms=473.1, gib=41.8, **PAIR, sharding="fsdp"),
+    Measurement("L, ddp, scaling table", "h200", "L", 21_504, ms=483.1, gib=47.2, **PAIR, sharding="ddp"),
+    Measurement(
+        "L, FP8, fsdp, scaling table", "h200", "L", 21_504, ms=360.9, gib=41.1, fp8=True, **PAIR, sharding="fsdp",
+    ),
+    Measurement(
+        "L, FP8, ddp, scaling table", "h200", "L", 21_504, ms=368.7, gib=46.4, fp8=True, **PAIR, sharding="ddp",
+    ),
+    Measurement(
+        "XL, fsdp, 8 passes, scaling table", "h200", "XL", 12_288, ms=3647.5, gib=47.2, passes=8, **PAIR,
+        sharding="fsdp",
+    ),
+    Measurement(
+        "L, fsdp, 4 passes, scaling table", "h200", "L", 21_504, ms=1853.5, gib=44.5, passes=4, **PAIR, sharding="fsdp",
+    ),
     Measurement("B, 8,192 entries, run", "h200", "B", 21_504, tokens_per_second=151_900, gib=17.8, **B_8192),
     Measurement(
         "B, 8,192 entries, FP8, run", "h200", "B", 21_504, tokens_per_second=190_800, gib=16.9, fp8=True, **B_8192
