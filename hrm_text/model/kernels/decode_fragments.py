@@ -21,61 +21,43 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hrm_text.model.kernels.decode_linear import read_beside, reciprocal_rms, row_scales, write_product
 
-# B tokens, R rows of W, P parts of the columns, each a warp's, K columns of a part in a tile: LANE neighbours for each
-# of 4 lanes, beside which the warp has 8 rows or tokens. Loads have their dimensions in the order in which the compiler
-# gives them out: of the last one 16 bytes to a lane, then from the first on lanes, warps, registers.
+# B tokens, R rows of W, P parts of the columns, each a warp's. A tile has 4 LANE columns of each part: LANE neighbours
+# for each of 4 lanes, beside which a warp has 8 rows (of W, or tokens). A lane reads E of them at once.
+#
+# What is read is [X, E], where X goes through the 4 and 8 of a warp's lanes, then the P warps, then what a lane has
+# besides. That is the order in which Triton deals a dimension out, so that each lane reads what it is to multiply.
 
 
 @triton.jit
-def _weights(w, row_R, tile, K: tl.constexpr, P: tl.constexpr, LANE: tl.constexpr, TAIL: tl.constexpr):
-    """A tile of W as [8, P, R / 8, 4 LANE]; zeros beyond the columns."""
-    R: tl.constexpr = row_R.shape[0]
-    row_8N = tl.trans(tl.reshape(row_R, (R // 8, 8)))
-    k_PL = (tile * P + tl.arange(0, P)[:, None]) * (4 * LANE) + tl.arange(0, 4 * LANE)[None, :]
-    places = w + row_8N[:, None, :, None] * K + k_PL[None, :, None, :]
+def _rows(X: tl.constexpr, P: tl.constexpr, N: tl.constexpr):
+    """Which of 8 N rows each of X is of."""
+    x_X = tl.arange(0, X)
+    return x_X // (32 * P) % N * 8 + x_X // 4 % 8
+
+
+@triton.jit
+def _read(
+    start, row_X, tile, K: tl.constexpr, P: tl.constexpr, N: tl.constexpr, LANE: tl.constexpr, E: tl.constexpr,
+    TAIL: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    """A tile of a matrix with K columns: of 8 N of its rows, all parts; with TAIL zeros beyond the columns."""
+    x_X = tl.arange(0, row_X.shape[0])
+    k_X = (tile * P + x_X // 32 % P) * (4 * LANE) + x_X % 4 * LANE + x_X // (32 * P * N) * E
+    k_XE = k_X[:, None] + tl.arange(0, E)[None, :]
+    places = start + row_X[:, None] * K + k_XE
     if TAIL:
-        return tl.load(places, mask=(k_PL < K)[None, :, None, :], other=0, eviction_policy="evict_first")
+        return tl.load(places, mask=k_XE < K, other=0, eviction_policy=EVICTION)
     else:
-        return tl.load(places, eviction_policy="evict_first")
+        return tl.load(places, eviction_policy=EVICTION)
 
 
 @triton.jit
-def _tokens(x, b_B, tile, K: tl.constexpr, P: tl.constexpr, LANE: tl.constexpr, TAIL: tl.constexpr):
-    """The columns of x that a tile of W has, as [4, 8, P, B / 8, LANE / E, E]: no more than 16 bytes at once."""
-    E: tl.constexpr = min(LANE, 8)
-    N: tl.constexpr = b_B.shape[0] // 8
-    b_8N = tl.trans(tl.reshape(b_B, (N, 8)))
-    p_P = (tile * P + tl.arange(0, P))[None, :, None, None] * (4 * LANE)
-    h_H = tl.arange(0, LANE // E)[None, None, :, None] * E
-    k_4PHE = tl.arange(0, 4)[:, None, None, None] * LANE + p_P + h_H + tl.arange(0, E)[None, None, None, :]
-    places = x + b_8N[None, :, None, :, None, None] * K + k_4PHE[:, None, :, None, :, :]
-    if TAIL:
-        return tl.load(places, mask=(k_4PHE < K)[:, None, :, None, :, :], other=0.0)
-    else:
-        return tl.load(places)
-
-
-@triton.jit
-def _weight_operand(w):
-    """[P, R, K]: columns in the order in which a lane's are those the tensor core asks it for."""
-    P: tl.constexpr = w.shape[1]
-    N: tl.constexpr = w.shape[2]
-    K: tl.constexpr = w.shape[3]
-    J: tl.constexpr = K // 16
-    w = tl.reshape(w, (8, P, N, 4, 4, J))
-    return tl.reshape(tl.permute(w, (1, 2, 0, 4, 3, 5)), (P, N * 8, K))
-
-
-@triton.jit
-def _token_operand(x):
-    """[P, B, K], in the same order."""
-    P: tl.constexpr = x.shape[2]
-    N: tl.constexpr = x.shape[3]
-    H: tl.constexpr = x.shape[4]
-    E: tl.constexpr = x.shape[5]
-    J: tl.constexpr = H * E // 4
-    x = tl.reshape(x, (4, 8, P, N, H, E // J, J))
-    return tl.reshape(tl.permute(x, (2, 3, 1, 4, 5, 0, 6)), (P, N * 8, H * E * 4))
+def _operand(read_XE, P: tl.constexpr, N: tl.constexpr, LANE: tl.constexpr):
+    """[P, 8 N, 4 LANE]: columns in the order in which a lane's are those that the tensor core asks it for."""
+    E: tl.constexpr = read_XE.shape[1]
+    J: tl.constexpr = LANE // 4
+    tile = tl.reshape(read_XE, (LANE // E, N, P, 8, 4, E // J, J))
+    return tl.reshape(tl.permute(tile, (2, 1, 3, 0, 5, 4, 6)), (P, 8 * N, 4 * LANE))
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -117,25 +99,29 @@ def decode_fragments(
     TILES: tl.constexpr = (K + SPLITS * WIDTH - 1) // (SPLITS * WIDTH)
     TAIL: tl.constexpr = SPLITS * TILES * WIDTH != K
     MADE: tl.constexpr = BLOCK_R // 2 if PAIR else BLOCK_R
+    N_R: tl.constexpr = BLOCK_R // 8
+    N_B: tl.constexpr = BLOCK_B // 8
+    E: tl.constexpr = min(LANE, 8)  # no more than 16 bytes of x either
     first = tl.program_id(1) * TILES
     r_R = tl.arange(0, BLOCK_R)
     made_M = tl.program_id(0) * MADE + tl.arange(0, MADE)
+    row_R = tl.program_id(0) * MADE + r_R % MADE + r_R // MADE * ROWS
     # Where there are no rows and no tokens, the last one's: nothing comes of them.
-    row_R = tl.minimum(tl.program_id(0) * MADE + r_R % MADE, ROWS - 1)
-    if PAIR:
-        row_R += r_R // MADE * ROWS
+    r_X = _rows(32 * WARPS * N_R, WARPS, N_R)
+    row_X = tl.minimum(tl.program_id(0) * MADE + r_X % MADE, ROWS - 1) + r_X // MADE * ROWS
     tiles = ()
     for i in tl.static_range(AHEAD):
-        tiles = tiles + (_weights(w, row_R, first + i, K, WARPS, LANE, TAIL),)  # noqa: RUF005
+        tiles = tiles + (_read(w, row_X, first + i, K, WARPS, N_R, LANE, LANE, TAIL, "evict_first"),)  # noqa: RUF005
     b_B = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
-    there_B = tl.minimum(b_B, batch - 1)
+    b_X = tl.program_id(2) * BLOCK_B + _rows(32 * WARPS * N_B * (LANE // E), WARPS, N_B)
+    b_X = tl.minimum(b_X, batch - 1)
     scale_M, upper_scale_M = row_scales(scale, made_M, ROWS, PAIR, SCALED)
     if PDL:
         gdc_wait()
 
     xs = ()
     for i in tl.static_range(NEAR):
-        xs = xs + (_tokens(x, there_B, first + i, K, WARPS, LANE, TAIL),)  # noqa: RUF005
+        xs = xs + (_read(x, b_X, first + i, K, WARPS, N_B, LANE, E, TAIL, ""),)  # noqa: RUF005
     residual_MB, squares_SB = read_beside(
         out, squares, made_M, b_B, batch, ROWS, SQUARES, BLOCK_S, NORM, RESIDUAL
     )  # fmt: skip
@@ -146,10 +132,12 @@ def decode_fragments(
     acc = tl.zeros([WARPS, BLOCK_B, BLOCK_R] if TOKENS_FIRST else [WARPS, BLOCK_R, BLOCK_B], tl.float32)
     for i in tl.static_range(TILES):
         if i + AHEAD < TILES:
-            tiles = tiles + (_weights(w, row_R, first + i + AHEAD, K, WARPS, LANE, TAIL),)  # noqa: RUF005
+            later = _read(w, row_X, first + i + AHEAD, K, WARPS, N_R, LANE, LANE, TAIL, "evict_first")
+            tiles = tiles + (later,)  # noqa: RUF005
         if i + NEAR < TILES:
-            xs = xs + (_tokens(x, there_B, first + i + NEAR, K, WARPS, LANE, TAIL),)  # noqa: RUF005
-        w_PRK, x_PBK = _weight_operand(tiles[i].to(x.dtype.element_ty)), _token_operand(xs[i])
+            xs = xs + (_read(x, b_X, first + i + NEAR, K, WARPS, N_B, LANE, E, TAIL, ""),)  # noqa: RUF005
+        w_PRK = _operand(tiles[i].to(x.dtype.element_ty), WARPS, N_R, LANE)
+        x_PBK = _operand(xs[i], WARPS, N_B, LANE)
         if TOKENS_FIRST:
             acc = tl.dot(x_PBK, tl.permute(w_PRK, (0, 2, 1)), acc, input_precision=PRECISION)
         else:

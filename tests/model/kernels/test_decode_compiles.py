@@ -55,10 +55,12 @@ class Compiled:
         reads = [each.start() for each in re.finditer(r"ld\\.global", ptx)]
         wait = ptx.find("griddepcontrol.wait")
         wide = re.search(r"ld\\.global[.\\w:]*\\.v4\\.b32|cp\\.async\\.cg", ptx) is not None
-        found.append([kernel.__name__, done.metadata.shared, sum(read < wait for read in reads), wait, wide])
+        barriers = len(re.findall("bar\\.sync", ptx))
+        found.append([kernel.__name__, done.metadata.shared, sum(read < wait for read in reads), wait, wide, barriers])
 
 for name in (
-    "decode_vector", "decode_vector_int8", "decode_matrix", "decode_attention", "decode_enter", "decode_exit"
+    "decode_vector", "decode_vector_int8", "decode_fragments", "decode_matrix", "decode_attention", "decode_enter",
+    "decode_exit",
 ):
     setattr(decode, name, Compiled(getattr(decode, name)))
 decode.shared_memory = lambda device: limit
@@ -108,7 +110,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize(
     ("capability", "texts", "weight_bytes"),
-    [(80, 16, 2), (89, 64, 2), (90, 1, 2), (90, 1, 1), (90, 16, 1), (90, 64, 2)],
+    [(80, 16, 2), (89, 64, 2), (90, 1, 2), (90, 1, 1), (80, 16, 1), (90, 16, 1), (89, 32, 1), (90, 64, 2)],
 )
 def test_the_kernels_compile_and_fit_and_read_weights_before_they_wait(
     capability: int, texts: int, weight_bytes: int, compiled: Callable[..., str]
@@ -116,13 +118,17 @@ def test_the_kernels_compile_and_fit_and_read_weights_before_they_wait(
     limit = SHARED_KIB[capability] * 1024
     kernels = json.loads(compiled(PROGRAM, capability, limit, texts, weight_bytes))
     vector = "decode_vector_int8" if weight_bytes == 1 else "decode_vector"
-    product = vector if texts == 1 else "decode_matrix"
-    names = [product, "decode_attention", product, product, product, "decode_enter", "decode_exit"]
+    product = down = vector if texts == 1 else "decode_matrix"
+    if (texts, weight_bytes) == (16, 1):
+        product = "decode_fragments"
+    names = [product, "decode_attention", product, product, down, "decode_enter", "decode_exit"]
     assert [name for name, *_ in kernels] == names
-    for name, shared, early, wait, wide in kernels:
+    for name, shared, early, wait, wide, barriers in kernels:
         assert shared <= limit
         if name not in ("decode_enter", "decode_exit"):
             assert wide, name  # 16 bytes at a time
             assert capability < 90 or early > 0 or name == "decode_matrix", name
+        # Its operands are where the tensor cores want them: else they would pass through shared memory, tile by tile.
+        assert name != "decode_fragments" or barriers < 10, barriers
         # All wait but the first, which is launched as an ordinary kernel.
         assert (wait >= 0) == (capability >= 90 and name != "decode_enter"), name
