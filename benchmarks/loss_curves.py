@@ -30,6 +30,14 @@ RUN_COLOURS = ("#0f766e", "#b9651b", "#3d5fae", "#b42318")
 """The light colours of the report (hrm_text/recipes/templates): main, fast, slow, bad."""
 RUN_DASHES = ("solid", (0, (4, 1.5)))
 """The colours once, then once more dashed: enough for eight runs."""
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.labelsize": 11, "legend.fontsize": 11,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": GRID, "ytick.color": GRID,
+    "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT, "axes.edgecolor": GRID, "grid.color": GRID,
+    "axes.facecolor": PAPER, "figure.facecolor": PAPER, "legend.frameon": False,
+    "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.titlepad": 9,
+}  # fmt: skip
+"""Of matplotlib, for pictures of a page's width."""
 SETTLED = 0.5
 """Share of the steps after which the differences decide their axis: while the loss falls steeply the runs are far
 apart, and beside that what remains at the end would be a flat line."""
@@ -91,25 +99,23 @@ def draw(runs: Sequence[Curves], window: int) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.family": "DejaVu Sans", "font.size": 11, "axes.labelsize": 11, "legend.fontsize": 11,
-        "text.color": INK, "axes.labelcolor": INK, "xtick.color": GRID, "ytick.color": GRID,
-        "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT, "axes.edgecolor": GRID, "grid.color": GRID,
-        "axes.facecolor": PAPER, "figure.facecolor": PAPER, "legend.frameon": False,
-        "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.titlepad": 9,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 6.4), dpi=200, layout="constrained")
         losses, gaps = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         _draw_losses(losses, runs, window)
         _draw_differences(gaps, runs)
         for axes in (losses, gaps):
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(length=0)
-            axes.grid(axis="y", linewidth=0.7)
-            axes.set_axisbelow(True)
+            with_rules_across(axes)
         figure.legend(*losses.get_legend_handles_labels(), loc="outside upper left", ncols=min(len(runs), 4))
     return figure
+
+
+def with_rules_across(axes: Axes) -> None:
+    """Axes with horizontal rules, and nothing else around the lines."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(axis="y", linewidth=0.7)
+    axes.set_axisbelow(True)
 
 
 def _draw_losses(axes: Axes, runs: Sequence[Curves], window: int) -> None:

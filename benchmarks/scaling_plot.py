@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.loss_curves import FAINT, GRID, INK, PAPER, RUN_COLOURS
+from benchmarks.loss_curves import FAINT, RUN_COLOURS, STYLE, with_rules_across
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,14 +23,7 @@ def draw(curves: Mapping[tuple[str, str], Curve]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.family": "DejaVu Sans", "font.size": 11, "axes.labelsize": 11, "legend.fontsize": 11,
-        "text.color": INK, "axes.labelcolor": INK, "xtick.color": GRID, "ytick.color": GRID,
-        "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT, "axes.edgecolor": GRID, "grid.color": GRID,
-        "axes.facecolor": PAPER, "figure.facecolor": PAPER, "legend.frameon": False,
-        "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.titlepad": 9,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), dpi=200, layout="constrained")
         efficiency, rate = figure.subplots(1, 2)
         counts = sorted({gpus for curve in curves.values() for gpus, _, _ in curve})
@@ -58,13 +51,10 @@ def draw(curves: Mapping[tuple[str, str], Curve]) -> Figure:
 
 
 def _tidy(axes: Axes, counts: Sequence[int]) -> None:
-    """GPUs by powers of two; rules across and nothing else."""
+    """GPUs by powers of two."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xticks([], minor=True)
     axes.set_xlim(counts[0] / 1.15, counts[-1] * 1.15)
     axes.set_xlabel("GPUs, fsdp")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="y", linewidth=0.7)
-    axes.set_axisbelow(True)
+    with_rules_across(axes)

@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.scaling import main
 from benchmarks.scaling_cost import basis_of, budget_hours, costs, measurement_rows
-from benchmarks.scaling_launch import Measuring, has_checkpoint, last_words, run_folder
+from benchmarks.scaling_launch import ROOT, Measuring, has_checkpoint, last_words, run_folder
 from benchmarks.scaling_plan import (
+    RECIPES,
     Cell,
     Cells,
     Launch,
@@ -27,6 +28,7 @@ from benchmarks.scaling_plan import (
 )
 from benchmarks.scaling_report import BEGIN, END, into_docs
 from hrm_text.recipes.budget_measurements import predict
+from hrm_text.settings import read_yaml
 
 H200 = {"device": "cuda: NVIDIA H200"}
 VERSIONS = {"torch": "2.11.0"}
@@ -63,6 +65,13 @@ def test_the_most_worth_comes_first_and_every_kind_is_there() -> None:
     assert order.index("batch") < order.index("checkpoint") < order.index("resume")
     of_two = [cell.gpus for cell in all_cells(["XL"], [1, 2, 4, 8], there=2) if cell.kind == "resume"]
     assert of_two == [2, 8], "what the machine can do, and what it cannot"
+
+
+@pytest.mark.parametrize("size", [size for size, recipe in RECIPES.items() if recipe.published])
+def test_published_batches_are_those_of_the_configurations(size: str) -> None:
+    path = ROOT / "configs" / f"{size}.yaml"
+    data = read_yaml(path)["data"]
+    assert (RECIPES[size].tokens, RECIPES[size].micro_batches) == (data["tokens_per_batch"], data["micro_batches"])
 
 
 def test_what_the_machine_cannot_measure_has_a_reason() -> None:

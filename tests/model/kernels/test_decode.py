@@ -46,6 +46,9 @@ IN_FRAGMENTS = Settings(SPLIT_FRAGMENTS, FRAGMENTS, FRAGMENTS, SPLIT_FRAGMENTS, 
 ALL = pytest.mark.parametrize(
     "settings", [ON_CORES, ON_TENSOR_CORES, IN_FRAGMENTS], ids=["cores", "tensor-cores", "fragments"]
 )
+MULTIPLIES_BF16 = pytest.mark.skipif(
+    DEVICE.type != "cuda", reason="Triton's interpreter cannot multiply matrices of bf16; needs a GPU"
+)
 
 
 def config(architecture: Any = "transformer", num_layers: int = 1, **others: Any) -> ModelConfig:
@@ -184,7 +187,9 @@ def test_one_and_two_texts_on_the_cores(texts: int) -> None:
     check(model_of(config()), ON_CORES, texts)
 
 
-@pytest.mark.parametrize(("split", "whole"), [(SPLIT, MATRIX), (SPLIT_FRAGMENTS, FRAGMENTS)])
+@pytest.mark.parametrize(
+    ("split", "whole"), [(SPLIT, MATRIX), (SPLIT_FRAGMENTS, FRAGMENTS)], ids=["tensor-cores", "fragments"]
+)
 def test_more_texts_than_a_tile_has_tokens(split: Any, whole: Any) -> None:
     narrow = dataclasses.replace(split, tokens=16)
     wide = dataclasses.replace(whole, tokens=16)
@@ -229,12 +234,12 @@ def test_other_cycles_than_the_models() -> None:
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
-        (ON_CORES, torch.float16),
-        (ON_CORES, torch.bfloat16),
-        (ON_TENSOR_CORES, torch.float16),
-        (IN_FRAGMENTS, torch.float16),
-        # The interpreter cannot multiply matrices of bf16.
-        *([(ON_TENSOR_CORES, torch.bfloat16), (IN_FRAGMENTS, torch.bfloat16)] if DEVICE.type == "cuda" else []),
+        pytest.param(ON_CORES, torch.float16, id="cores-fp16"),
+        pytest.param(ON_CORES, torch.bfloat16, id="cores-bf16"),
+        pytest.param(ON_TENSOR_CORES, torch.float16, id="tensor-cores-fp16"),
+        pytest.param(IN_FRAGMENTS, torch.float16, id="fragments-fp16"),
+        pytest.param(ON_TENSOR_CORES, torch.bfloat16, id="tensor-cores-bf16", marks=MULTIPLIES_BF16),
+        pytest.param(IN_FRAGMENTS, torch.bfloat16, id="fragments-bf16", marks=MULTIPLIES_BF16),
     ],
 )
 def test_in_half_precision_a_step_is_as_near_to_fp32_as_the_definition(settings: Settings, dtype: torch.dtype) -> None:
