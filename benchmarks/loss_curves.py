@@ -30,7 +30,7 @@ RUN_COLOURS = ("#0f766e", "#b9651b", "#3d5fae", "#b42318")
 """The light colours of the report (hrm_text/recipes/templates): main, fast, slow, bad."""
 RUN_DASHES = ("solid", (0, (4, 1.5)))
 """The colours once, then once more dashed: enough for eight runs."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.labelsize": 11, "legend.fontsize": 11,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": GRID, "ytick.color": GRID,
     "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT, "axes.edgecolor": GRID, "grid.color": GRID,
